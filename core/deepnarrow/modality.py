@@ -1,0 +1,495 @@
+"""The contract's types: what a plugin supplies, and what the core does with it.
+
+Everything here is a frozen dataclass of plain functions over pytrees. This module imports neither JAX
+nor a plugin; arrays are named in comments and docstrings (`[batch, length, d_model]`).
+
+Three axes meet in one model:
+
+    Modality       frame, data, tasks          text_t5, vision_vit, yours
+    Architecture   what fills a stack          "transformer" first
+    Shape          how large it is             base-nl16
+
+A modality describes its stacks (`StackSpec`), an architecture fills each of them (`Stack`), and the
+modality assembles a `Model` from the filled stacks: M + A pieces serve M x A combinations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from deepnarrow.errors import NotApplicable
+from deepnarrow.shape import Preset, Shape
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+    from ml_collections import ConfigDict
+
+Params = Any  # a nested dict of float32 arrays; layers of a stack lie on a leading "layers" axis
+Batch = Mapping[str, Any]  # arrays with leading axis `batch`
+Example = dict[str, Any]  # numpy arrays of one example, no batch axis
+Key = Any  # a JAX PRNG key
+Path = tuple[str, ...]
+Axes = tuple[str | None, ...]  # logical axis names of one array
+
+# The core's vocabulary of logical axes. A parameter names its axes with these; one table maps them to
+# a mesh. "layers" is always the leading axis of a stacked parameter.
+LOGICAL_AXES = frozenset({
+    "layers", "vocab", "embed", "mlp", "heads", "kv", "buckets", "patch", "channels", "length",
+    "classes", "expert", "batch",
+})
+
+# Keys that the core adds to every batch.
+EXAMPLE_ID = "example_id"  # int64 [batch]: index of the example in its source
+EXAMPLE_MASK = "example_mask"  # float32 [batch]: 1 for an example, 0 for padding of the last batch
+
+
+# --- costs -----------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class ParamArray:
+    """One parameter array, known before it is allocated.
+
+    Attributes:
+      path: keys from the root of `params`, e.g. `("encoder", "layers", "mlp", "wi", "kernel")`.
+      shape: its shape; a stacked parameter has the number of layers first.
+      axes: a logical axis name (or None) for each dimension.
+      component: where the ledger books it: `embedding`, `position`, `head`, or
+        `ROLE/attention`, `ROLE/cross_attention`, `ROLE/mlp`, `ROLE/norm`, ...
+      active: the share of it that one example uses (1 unless experts are chosen).
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    axes: Axes
+    component: str
+    active: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        total = 1
+        for dim in self.shape:
+            total *= dim
+        return total
+
+
+@dataclasses.dataclass(frozen=True)
+class FlopTerm:
+    """Forward FLOPs of one kind of work, for one example, 2 a multiply-add.
+
+    Attributes:
+      component: as in `ParamArray`.
+      kind: `weight` (activations x parameters), `attention` (scores and weighted sums: activations x
+        activations), `embedding` (a gather: 0 here, 2 x size as a one-hot matmul in conventions that
+        count it), `logits` (the output projection to a vocabulary or to classes).
+      forward: FLOPs of the forward pass for one example, every matmul counted once.
+    """
+
+    component: str
+    kind: Literal["weight", "attention", "embedding", "logits"]
+    forward: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What a piece of a model costs, in closed form; pieces add up with `+`."""
+
+    arrays: tuple[ParamArray, ...] = ()
+    flops: tuple[FlopTerm, ...] = ()
+    activation_floats: float = 0.0  # kept for the backward pass without remat, per example
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(self.arrays + other.arrays, self.flops + other.flops,
+                     self.activation_floats + other.activation_floats)
+
+
+# --- architecture ----------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class StackOptions:
+    """How the blocks of one stack are built; a modality sets it, an architecture obeys.
+
+    Attributes:
+      norm: `rms` (no mean, no bias: T5) or `layer` (mean and bias: ViT).
+      norm_eps: added to the variance.
+      activation: of the MLP: `relu`, `gelu` (tanh approximation, as flax's default).
+      use_bias: biases in attention and MLP.
+      scale_attention: divide attention scores by sqrt(d_kv); T5 folds it into the initialiser.
+      causal: position i sees positions <= i only.
+      relative_buckets: T5's relative position bias with so many buckets, 0 for none; one table a stack.
+      relative_max_distance: beyond it all distances share a bucket.
+      init: `t5` (Mesh TensorFlow's scaled normals) or `xavier` (big_vision's).
+      dropout_rate: on residual branches and MLP activations, when training.
+      compute_dtype: `float32` or `bfloat16`; parameters stay float32.
+      remat: `none`, `full` or `dots`: what the backward pass recomputes.
+      scan: apply the layers by `jax.lax.scan` (compile time independent of depth) or unrolled.
+      context_length: for stacks with cross-attention: length of the context, else None.
+      architecture: the architecture's own options.
+    """
+
+    norm: Literal["rms", "layer"] = "layer"
+    norm_eps: float = 1e-6
+    activation: Literal["relu", "gelu"] = "gelu"
+    use_bias: bool = True
+    scale_attention: bool = True
+    causal: bool = False
+    relative_buckets: int = 0
+    relative_max_distance: int = 128
+    init: Literal["t5", "xavier"] = "xavier"
+    dropout_rate: float = 0.0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    scan: bool = True
+    context_length: int | None = None
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class StackSpec:
+    """One stack that a modality needs filled.
+
+    Attributes:
+      role: `encoder` or `decoder`; also the first key of its parameters' paths.
+      length: number of positions.
+      options: how its blocks are built.
+      context: the role whose output this stack cross-attends to; the core then sets
+        `options.context_length` to that stack's `output_length`.
+    """
+
+    role: Literal["encoder", "decoder"]
+    length: int
+    options: StackOptions
+    context: Literal["encoder", "decoder"] | None = None
+
+
+class StackOutput(NamedTuple):
+    """What a stack returns: `x` [batch, output_length, d_model], its mask, cache and mean aux loss."""
+
+    x: Any
+    mask: Any
+    cache: Any
+    aux_loss: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """A filled stack, as pure functions. Building one does not import JAX; calling one may.
+
+    Attributes:
+      init: `init(key) -> params`, a nested dict, final norm included.
+      apply: `apply(params, x, *, mask=None, positions=None, context=None, context_mask=None,
+        cache=None, key=None, train=False) -> StackOutput`. `x` is [batch, length, d_model]; `mask`
+        and `context_mask` are [batch, length], 1 at real positions, None for all real; `key` feeds
+        dropout and is None when not training. With a cache, `x` is [batch, 1, d_model].
+      init_cache: `init_cache(params, batch_size, context, context_mask) -> cache` for decoding;
+        the cache is opaque to everybody else.
+      count: `count() -> Costs` with paths relative to the stack's own params.
+      output_length: positions that come out.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., StackOutput]
+    init_cache: Callable[..., Any]
+    count: Callable[[], Costs]
+    output_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A general architecture: it fills any modality's stacks.
+
+    Attributes:
+      name: e.g. `transformer`.
+      make_stack: `make_stack(shape, role, length, options) -> Stack`; raises `NotApplicable(reason)`
+        where it cannot serve.
+      operators: symbols of the operators that mean something here.
+      options: defaults of its own options (reach it as `options.architecture`).
+    """
+
+    name: str
+    make_stack: Callable[[Shape, str, int, StackOptions], Stack]
+    operators: frozenset[str]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundArchitecture:
+    """An architecture that supplies one modality's model whole (a Linen model, big_vision's ViT).
+
+    Attributes:
+      name: e.g. `big_vision_vit`.
+      modality: the modality it is bound to.
+      make_model: `make_model(shape, options) -> Model`.
+      count_costs: `count_costs(shape, options) -> Costs`, all of the model.
+      operators: symbols of the operators that mean something here.
+      options: defaults of its own options.
+    """
+
+    name: str
+    modality: str
+    make_model: Callable[[Shape, ConfigDict], Model]
+    count_costs: Callable[[Shape, ConfigDict], Costs]
+    operators: frozenset[str]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+AnyArchitecture = Architecture | BoundArchitecture
+
+
+# --- model -----------------------------------------------------------------------------------------
+class LossOutput(NamedTuple):
+    """Sums, so that padding, micro-batches and sharded means are exact.
+
+    Attributes:
+      loss_sum: float32 scalar, the loss summed over weights.
+      weight_sum: float32 scalar, what `loss_sum` is to be divided by.
+      aux_loss: float32 scalar mean added to the loss, 0 where there is none.
+      metrics: name -> (sum, weight), each a float32 scalar.
+    """
+
+    loss_sum: Any
+    weight_sum: Any
+    aux_loss: Any
+    metrics: Mapping[str, tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model as pure functions over `params`. The core never sees what library made it.
+
+    Attributes:
+      init: `init(key) -> params`, float32.
+      loss: `loss(params, batch, key, *, train) -> LossOutput`; `key` may be None when not training.
+      features: `features(params, batch) -> [batch, d]`, float32, for the few-shot probe.
+      param_axes: tree like `params` whose leaves are tuples of logical axis names.
+      predict: `predict(params, batch) -> [batch, ...]`: class logits, or decoded tokens.
+      score: `score(params, batch) -> [batch]` log-likelihood of the batch's targets, or None.
+      head_paths: paths of the parameters that belong to upstream's task only.
+    """
+
+    init: Callable[[Key], Params]
+    loss: Callable[..., LossOutput]
+    features: Callable[[Params, Batch], jax.Array]
+    param_axes: Any
+    predict: Callable[[Params, Batch], jax.Array]
+    score: Callable[[Params, Batch], jax.Array] | None = None
+    head_paths: tuple[Path, ...] = ()
+
+
+# --- data and tasks --------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A finite set of examples, read at random. Element i depends on nothing but (seed, i).
+
+    Attributes:
+      num_examples: how many there are.
+      load: `load(index, rng) -> Example`: numpy arrays of fixed shapes. `rng` is a
+        `numpy.random.Generator` that depends on (seed, position in the stream) only; deterministic
+        sources ignore it.
+      content_hash: sha256 (hex) of what determines every example (bytes of the data and the options
+        of the preprocessing), never of a path; part of the trial's key.
+      tokens_per_example: positions that one example has the model process, for `tokens_seen`.
+      examples_per_class: for labelled sources, `labels()` -> int array [num_examples]; else None.
+    """
+
+    num_examples: int
+    load: Callable[[int, np.random.Generator], Example]
+    content_hash: str
+    tokens_per_example: int = 1
+    labels: Callable[[], np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number that says how good a model is: its name and which way is better."""
+
+    name: str
+    direction: Literal["min", "max"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Upstream:
+    """What a modality is pre-trained on.
+
+    Attributes:
+      train: examples that are trained on.
+      validation: examples that are only evaluated.
+      metric: the upstream quality; a key of `LossOutput.metrics` or `loss` (mean loss).
+      options: model options that the data decides (`vocab_size`, `num_classes`), laid over the
+        modality's defaults before the model is built.
+    """
+
+    train: Source
+    validation: Source
+    metric: Metric
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Scores(NamedTuple):
+    """A task's metrics by name, and one value an example (or None) for bootstraps."""
+
+    metrics: Mapping[str, float]
+    per_example: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A labelled task to transfer to.
+
+    Attributes:
+      name: unique in its modality.
+      kinds: what it serves: `few_shot` (probe on `Model.features`), `fine_tune`, or both.
+      examples: `examples(split) -> Source` for `train`, `validation`, `test`; every example carries
+        an int `label`. The test split is never used to choose anything.
+      metric: the one to quote; a key of `score`'s metrics.
+      score: `score(predictions, labels) -> Scores` on the host: `predictions` is what `predict`
+        returned, or [n, candidates] log-likelihoods where the task has `candidates`.
+      num_classes: number of classes.
+      options: model options it overrides when fine-tuning, e.g. `{"num_classes": 10}`.
+      candidates: for rank classification: `candidates(batch) -> list of batches`, one a class, whose
+        `Model.score` are compared; None to use `Model.predict`.
+      baseline: `baseline(split) -> [n, d]` raw inputs (pixels, bag of pieces) for the probe that
+        stands beside the features; None for none.
+    """
+
+    name: str
+    kinds: frozenset[Literal["few_shot", "fine_tune"]]
+    examples: Callable[[str], Source]
+    metric: Metric
+    score: Callable[[np.ndarray, np.ndarray], Scores]
+    num_classes: int
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    candidates: Callable[[Batch], Sequence[Batch]] | None = None
+    baseline: Callable[[str], np.ndarray] | None = None
+
+
+# --- modality --------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class CheckpointFormat:
+    """A foreign layout of weights.
+
+    Attributes:
+      read: `read(path) -> (shape, option overrides, params)`.
+      write: `write(path, shape, options, params)`, or None.
+    """
+
+    read: Callable[[str], tuple[Shape, Mapping[str, Any], Params]]
+    write: Callable[[str, Shape, ConfigDict, Params], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Modality:
+    """What a plugin returns from `deepnarrow_register_modalities`.
+
+    Attributes:
+      name: e.g. `audio_ast`; also its entry point's name.
+      presets: open shape names, which take operators; `tiny` is among them (under 1 M parameters
+        outside the embedding, so that every check runs in seconds).
+      catalogue: released checkpoints by name, which take no operators; may be empty.
+      options: defaults of the model's options, as a ConfigDict; every option the model reads is here.
+      data_options: defaults of the data's options (paths, sizes), likewise.
+      stack_specs: `stack_specs(shape, options) -> tuple[StackSpec, ...]`, contexts first.
+      assemble: `assemble(shape, options, stacks) -> Model`, `stacks` by role. The params of a stack
+        lie under its role's key.
+      count_frame: `count_frame(shape, options) -> Costs` of everything around the stacks: embedding,
+        position, head, loss.
+      upstream: `upstream(data_options, options) -> Upstream`.
+      tasks: `tasks(data_options, options) -> dict of Task by name`; building one reads no data.
+      adapt: `adapt(params, source_options, target_options, key) -> (params, reinitialised paths)`
+        for another task: new heads, resampled positions.
+      suffix_option: the model option that `/16` sets in a shape expression, or None.
+      checkpoint_formats: foreign layouts by name; may be empty.
+    """
+
+    name: str
+    presets: Mapping[str, Preset]
+    options: ConfigDict
+    data_options: ConfigDict
+    stack_specs: Callable[[Shape, ConfigDict], tuple[StackSpec, ...]]
+    assemble: Callable[[Shape, ConfigDict, Mapping[str, Stack]], Model]
+    count_frame: Callable[[Shape, ConfigDict], Costs]
+    upstream: Callable[[ConfigDict, ConfigDict], Upstream]
+    tasks: Callable[[ConfigDict, ConfigDict], Mapping[str, Task]]
+    adapt: Callable[[Params, ConfigDict, ConfigDict, Key], tuple[Params, Sequence[Path]]]
+    catalogue: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
+    suffix_option: str | None = None
+    checkpoint_formats: Mapping[str, CheckpointFormat] = dataclasses.field(default_factory=dict)
+
+
+# --- assembling ------------------------------------------------------------------------------------
+def build_stacks(
+    modality: Modality, architecture: Architecture, shape: Shape, options: ConfigDict
+) -> dict[str, Stack]:
+    """Has `architecture` fill every stack that `modality` needs for `shape`.
+
+    Raises:
+      NotApplicable: the architecture cannot serve one of the stacks.
+    """
+    stacks: dict[str, Stack] = {}
+    for spec in modality.stack_specs(shape, options):
+        stack_options = spec.options
+        if spec.context is not None:
+            stack_options = dataclasses.replace(
+                stack_options, context_length=stacks[spec.context].output_length
+            )
+        stacks[spec.role] = architecture.make_stack(shape, spec.role, spec.length, stack_options)
+    return stacks
+
+
+def _check_bound(modality: Modality, architecture: BoundArchitecture) -> None:
+    if architecture.modality != modality.name:
+        raise NotApplicable(f"architecture {architecture.name!r}", "is bound to another modality",
+                            got=modality.name, expected=architecture.modality)
+
+
+def make_model(
+    modality: Modality, architecture: AnyArchitecture, shape: Shape, options: ConfigDict
+) -> Model:
+    """Returns the model of `shape` in `modality`, built of `architecture`; imports JAX."""
+    if isinstance(architecture, BoundArchitecture):
+        _check_bound(modality, architecture)
+        return architecture.make_model(shape, options)
+    return modality.assemble(shape, options, build_stacks(modality, architecture, shape, options))
+
+
+def count_costs(
+    modality: Modality, architecture: AnyArchitecture, shape: Shape, options: ConfigDict
+) -> Costs:
+    """Returns the costs of that model in closed form, without JAX and without allocating.
+
+    `arrays` equals the tree of `jax.eval_shape(model.init, key)` path by path.
+    """
+    if isinstance(architecture, BoundArchitecture):
+        _check_bound(modality, architecture)
+        return architecture.count_costs(shape, options)
+    costs = modality.count_frame(shape, options)
+    for role, stack in build_stacks(modality, architecture, shape, options).items():
+        costs += _under(role, stack.count())
+    return costs
+
+
+def _under(role: str, costs: Costs) -> Costs:
+    """Puts a stack's costs under its role: paths and components."""
+    return dataclasses.replace(
+        costs,
+        arrays=tuple(dataclasses.replace(a, path=(role, *a.path), component=f"{role}/{a.component}")
+                     for a in costs.arrays),
+        flops=tuple(dataclasses.replace(f, component=f"{role}/{f.component}")
+                    for f in costs.flops),
+    )
+
+
+def axes_tree(arrays: Sequence[ParamArray]) -> dict[str, Any]:
+    """Returns the tree of logical axes that belongs to `arrays`: a model's `param_axes`.
+
+    >>> axes_tree([ParamArray(("mlp", "wi"), (8, 32), ("embed", "mlp"), "mlp")])
+    {'mlp': {'wi': ('embed', 'mlp')}}
+    """
+    tree: dict[str, Any] = {}
+    for array in arrays:
+        node = tree
+        for name in array.path[:-1]:
+            node = node.setdefault(name, {})
+        node[array.path[-1]] = array.axes
+    return tree

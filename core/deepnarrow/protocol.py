@@ -1,0 +1,189 @@
+"""The protocol every shape goes through: budgets, optimiser, transfer stages. Part of a trial's key.
+
+These dataclasses are also the schema of a study's config: `config.py` builds them from a ConfigDict
+and names every unknown key, wrong type or value out of range at once. `__post_init__` checks ranges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from deepnarrow.errors import InputError
+
+
+def check_range(
+    where: str, name: str, value: float, low: float, high: float = math.inf, *,
+    low_open: bool = False,
+) -> None:
+    """Raises `InputError` unless `value` is finite and in [low, high] (or (low, high])."""
+    inside = math.isfinite(value) and low <= value <= high and not (low_open and value == low)
+    if not inside:
+        expected = f"{'>' if low_open else '>='} {low:g}"
+        expected += f" and <= {high:g}" if math.isfinite(high) else ""
+        raise InputError(where, f"{name} is out of range", got=value, expected=expected)
+
+
+def check_choice(where: str, name: str, value: object, choices: Sequence[object]) -> None:
+    """Raises `InputError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(where, f"{name} is unknown", got=value,
+                         expected=f"one of {', '.join(map(str, choices))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long to train: every shape gets the same amount of one kind.
+
+    Attributes:
+      kind: `examples`, `tokens` (positions processed) or `train_flops` (convention `matmul`).
+      amount: how many.
+    """
+
+    kind: Literal["examples", "tokens", "train_flops"]
+    amount: float
+
+    def __post_init__(self) -> None:
+        check_choice("budget", "kind", self.kind, ("examples", "tokens", "train_flops"))
+        check_range("budget", "amount", self.amount, 0, low_open=True)
+
+    def steps(
+        self, batch_size: int, tokens_per_example: int, train_flops_per_example: float
+    ) -> int:
+        """Returns the steps that the budget pays for: rounded down, at least 1."""
+        per_example = {"examples": 1, "tokens": tokens_per_example,
+                       "train_flops": train_flops_per_example}[self.kind]
+        return max(1, int(self.amount / (batch_size * per_example)))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimiser with its schedule, which ends at the budget.
+
+    Attributes:
+      name: `adafactor` (T5's) or `adamw` (decoupled decay).
+      learning_rate: the peak; for adafactor relative to the parameters' scale.
+      schedule: `inverse_sqrt` (constant up to `warmup_steps`, then sqrt(warmup / step): T5), `cosine`
+        (linear warm-up, then cosine to 0 at the last step) or `constant`.
+      warmup_steps: of the schedule; fewer than the steps of the budget.
+      weight_decay: of adamw; acts on arrays of two and more dimensions a layer.
+      clip_norm: global gradient norm, 0 for none.
+      b1: adamw's first moment.
+      b2: adamw's second moment.
+    """
+
+    name: Literal["adafactor", "adamw"]
+    learning_rate: float
+    schedule: Literal["inverse_sqrt", "cosine", "constant"]
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer", "name", self.name, ("adafactor", "adamw"))
+        check_choice("optimizer", "schedule", self.schedule, ("inverse_sqrt", "cosine", "constant"))
+        check_range("optimizer", "learning_rate", self.learning_rate, 0, low_open=True)
+        check_range("optimizer", "warmup_steps", self.warmup_steps, 0)
+        check_range("optimizer", "weight_decay", self.weight_decay, 0)
+        check_range("optimizer", "clip_norm", self.clip_norm, 0)
+        check_range("optimizer", "b1", self.b1, 0, 0.9999)
+        check_range("optimizer", "b2", self.b2, 0, 0.999999)
+        if self.name == "adafactor" and self.weight_decay:
+            raise InputError("optimizer", "adafactor takes no weight_decay", got=self.weight_decay,
+                             expected=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """The few-shot probe: ridge regression on `features`, as big_vision's evaluator does.
+
+    Attributes:
+      tasks: names of the modality's few-shot tasks.
+      shots: examples a class.
+      seeds: number of draws of the shots; seeds 0 ... seeds-1.
+      l2: the ridge's strength.
+    """
+
+    tasks: tuple[str, ...]
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    seeds: int = 3
+    l2: float = 1024.0
+
+    def __post_init__(self) -> None:
+        for shots in self.shots:
+            check_range("few_shot", "shots", shots, 1)
+        check_range("few_shot", "seeds", self.seeds, 1)
+        check_range("few_shot", "l2", self.l2, 0, low_open=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTune:
+    """Fine-tuning on labelled tasks, one at a time.
+
+    Attributes:
+      tasks: names of the modality's fine-tune tasks.
+      examples: budget, in examples (with repetition).
+      batch_size: examples a step.
+      optimizer: its own optimiser and schedule.
+      seeds: number of fine-tuning seeds a checkpoint; seeds 0 ... seeds-1.
+      dropout_rate: while fine-tuning.
+    """
+
+    tasks: tuple[str, ...]
+    examples: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    seeds: int = 1
+    dropout_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("fine_tune", "examples", self.examples, 1)
+        check_range("fine_tune", "batch_size", self.batch_size, 1)
+        check_range("fine_tune", "seeds", self.seeds, 1)
+        check_range("fine_tune", "dropout_rate", self.dropout_rate, 0, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Everything besides data, model and seed that determines a trial's result.
+
+    Attributes:
+      batch_size: examples a step of pre-training.
+      budget: how long to pre-train.
+      optimizer: optimiser and schedule of pre-training.
+      few_shot: the probe stage, or None.
+      fine_tune: the fine-tuning stage, or None.
+    """
+
+    batch_size: int
+    budget: Budget
+    optimizer: OptimizerConfig
+    few_shot: FewShot | None = None
+    fine_tune: FineTune | None = None
+
+    def __post_init__(self) -> None:
+        check_range("protocol", "batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run is watched; none of it changes a result, so none of it is in a trial's key.
+
+    Attributes:
+      log_every: steps between points of the curve.
+      eval_every: steps between validation passes; the last step is always evaluated. 0: only it.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+    """
+
+    log_every: int = 20
+    eval_every: int = 0
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        check_range("run", "log_every", self.log_every, 1)
+        check_range("run", "eval_every", self.eval_every, 0)
+        check_range("run", "checkpoint_every", self.checkpoint_every, 1)

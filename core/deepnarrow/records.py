@@ -1,0 +1,100 @@
+"""Records: what a trial cost and how good it was. Analysis reads these and nothing else.
+
+The store is one SQLite file, `records.sqlite`, in a study's workdir: rows are only added, one row a
+fact. Non-finite numbers are stored as NULL with the record's status and counted in every report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Status = Literal["done", "diverged", "failed", "preempted"]
+Stage = Literal["upstream", "few_shot", "fine_tune"]
+# What a transfer number was measured on: the pre-trained model; a network of the same shape with
+# random parameters; or the raw inputs (pixels, bag of pieces).
+Origin = Literal["pretrained", "untrained", "raw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricRow:
+    """One measured number. Seeds of different kinds have columns of their own."""
+
+    stage: Stage
+    task: str  # "" for upstream
+    metric: str
+    direction: Literal["min", "max"]
+    value: float | None
+    origin: Origin = "pretrained"
+    shots: int | None = None
+    shot_seed: int | None = None
+    finetune_seed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvePoint:
+    """One point of a learning curve."""
+
+    stage: Stage
+    step: int
+    name: str  # "train/loss", "validation/loss", ...
+    value: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Per-example values of one evaluation, in the order of the examples, for bootstraps."""
+
+    stage: Stage
+    task: str
+    metric: str
+    origin: Origin
+    values: tuple[float, ...]
+    shots: int | None = None
+    shot_seed: int | None = None
+    finetune_seed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One ended trial.
+
+    Attributes:
+      key: the trial's key: a hash of what determines the result.
+      study: the study's name.
+      modality: the modality's name.
+      architecture: the architecture's name.
+      name: canonical name of the shape, e.g. `tiny-nl8`.
+      shape: the eight fields of `Shape`.
+      seed: the pre-training seed.
+      status: how it ended.
+      config: the resolved trial (options, data, protocol), JSON-able.
+      costs: `params_total`, `params_non_embedding`, `flops_forward_per_example`,
+        `flops_train_total`, `tokens_seen`, `step_time_s`, `peak_bytes`; value or None.
+      flop_convention: the convention of the FLOPs in `costs`.
+      environment: versions, device, host, seconds of each stage, error text where there was one.
+      metrics: every number measured.
+      curve: learning curves.
+      outcomes: per-example values.
+    """
+
+    key: str
+    study: str
+    modality: str
+    architecture: str
+    name: str
+    shape: Mapping[str, Any]
+    seed: int
+    status: Status
+    config: Mapping[str, Any]
+    costs: Mapping[str, float | None]
+    flop_convention: str
+    environment: Mapping[str, Any]
+    metrics: tuple[MetricRow, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON-able values."""
+        return dataclasses.asdict(self)

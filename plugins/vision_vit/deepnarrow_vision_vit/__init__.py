@@ -1,0 +1,1 @@
+"""vision_vit: Vision Transformers, image pre-training and few-shot transfer."""
