@@ -85,24 +85,41 @@ class FlopTerm:
         activations), `embedding` (a gather: 0 here, 2 x size as a one-hot matmul in conventions that
         count it), `logits` (the output projection to a vocabulary or to classes).
       forward: FLOPs of the forward pass for one example, every matmul counted once.
+      scores: of `attention`: how many scores pass a softmax (heads x queries x keys x layers), for
+        the convention that counts it.
     """
 
     component: str
     kind: Literal["weight", "attention", "embedding", "logits"]
     forward: float
+    scores: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What a piece of a model costs, in closed form; pieces add up with `+`."""
+    """What a piece of a model costs, in closed form; pieces add up with `+`.
+
+    Attributes:
+      arrays: every parameter.
+      flops: the forward pass's work.
+      activation_floats: kept for the backward pass without remat, per example.
+      lengths: positions of each stack by role; `count_costs` sets it.
+      remat: the model option of that name; `count_costs` sets it.
+      float_bytes: bytes of one activation; `count_costs` sets it.
+    """
 
     arrays: tuple[ParamArray, ...] = ()
     flops: tuple[FlopTerm, ...] = ()
-    activation_floats: float = 0.0  # kept for the backward pass without remat, per example
+    activation_floats: float = 0.0
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    remat: Literal["none", "full", "dots"] = "none"
+    float_bytes: int = 4
 
     def __add__(self, other: Costs) -> Costs:
-        return Costs(self.arrays + other.arrays, self.flops + other.flops,
-                     self.activation_floats + other.activation_floats)
+        return dataclasses.replace(
+            self, arrays=self.arrays + other.arrays, flops=self.flops + other.flops,
+            activation_floats=self.activation_floats + other.activation_floats,
+        )
 
 
 # --- architecture ----------------------------------------------------------------------------------
@@ -462,11 +479,17 @@ def count_costs(
     """
     if isinstance(architecture, BoundArchitecture):
         _check_bound(modality, architecture)
-        return architecture.count_costs(shape, options)
-    costs = modality.count_frame(shape, options)
-    for role, stack in build_stacks(modality, architecture, shape, options).items():
-        costs += _under(role, stack.count())
-    return costs
+        costs = architecture.count_costs(shape, options)
+    else:
+        costs = modality.count_frame(shape, options)
+        for role, stack in build_stacks(modality, architecture, shape, options).items():
+            costs += _under(role, stack.count())
+    return dataclasses.replace(
+        costs,
+        lengths={spec.role: spec.length for spec in modality.stack_specs(shape, options)},
+        remat=options.get("remat", "none"),
+        float_bytes=2 if options.get("compute_dtype") == "bfloat16" else 4,
+    )
 
 
 def _under(role: str, costs: Costs) -> Costs:

@@ -53,10 +53,10 @@ class LawForm:
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """Runs units: `run(units, run_unit)` calls `run_unit(unit)` for each, wherever it likes."""
+    """Runs units: `run(units, run_unit)` calls `run_unit(unit) -> go on?` wherever it likes."""
 
     name: str
-    run: Callable[[Sequence[Unit], Callable[[Unit], None]], None]
+    run: Callable[[Sequence[Unit], Callable[[Unit], bool]], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""Small files, written whole or not at all, and the lock that keeps a workdir to one writer."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from deepnarrow.errors import InputError
+
+
+def cache_dir() -> Path:
+    """Where things that can be made again are kept between runs.
+
+    `DEEPNARROW_CACHE`, else `XDG_CACHE_HOME/deepnarrow`, else `~/.cache/deepnarrow`.
+    """
+    own = os.environ.get("DEEPNARROW_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "deepnarrow"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically: a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, atomically; refuses NaN and infinities."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+class WorkdirLock:
+    """Exclusive use of a workdir by one process; the kernel frees it when the process dies.
+
+    Raises:
+      InputError: on entering, when another process holds it, naming the holder; or when the
+        workdir cannot be made.
+    """
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+
+    def __enter__(self) -> WorkdirLock:
+        where = f"workdir '{self.workdir}'"
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.workdir / ".lock", "a+")
+        except OSError as error:
+            raise InputError(where, f"cannot be written: {error.strerror}",
+                             hint="name a directory you may write to") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            self._file.close()
+            raise InputError(where, "is in use by another run", got=holder or "unknown holder",
+                             hint="wait for it, stop it, or name another workdir") from None
+        self._file.truncate(0)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now}")
+        self._file.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()

@@ -1,0 +1,1 @@
+"""Launchers: where the units of a study run."""

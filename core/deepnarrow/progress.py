@@ -1,0 +1,65 @@
+"""Progress of a study on stderr: bars on a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from deepnarrow.errors import shorten
+
+
+class StudyProgress:
+    """Two bars: trials of the study, and steps of what runs now."""
+
+    def __init__(self, total: int):
+        self._console = Console(stderr=True)
+        self._bars = self._console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
+            console=self._console, transient=True, disable=not self._bars)
+        self._total, self._done, self._start = total, 0, time.monotonic()
+        self._trials = self._progress.add_task("trials", total=total, note="")
+        self._steps = self._progress.add_task("", total=None, note="")
+
+    def __enter__(self) -> StudyProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, text: str) -> None:
+        """Says what runs now."""
+        self._progress.update(self._steps, description=shorten(text), completed=0, total=None,
+                              note="")
+
+    def steps(self, step: int, total: int, note: str) -> None:
+        """Moves the lower bar to `step` of `total`."""
+        self._progress.update(self._steps, completed=step, total=total, note=note)
+
+    def ended(self, text: str) -> None:
+        """Moves the upper bar by one trial and leaves a line."""
+        self._done += 1
+        self._progress.advance(self._trials)
+        elapsed = time.monotonic() - self._start
+        line = f"[{self._done}/{self._total}] {elapsed:6.1f} s  {shorten(text, 160)}"
+        if self._bars:
+            self._console.print(Text(line))
+        else:
+            print(line, file=sys.stderr, flush=True)

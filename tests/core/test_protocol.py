@@ -1,0 +1,49 @@
+"""Budgets pay for the steps they should; what is out of range is named."""
+
+import pytest
+
+from deepnarrow.errors import InputError
+from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol, RunOptions
+
+ADAMW = OptimizerConfig("adamw", 1e-3, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        (Budget("examples", 640), 10),
+        (Budget("examples", 703), 10),  # rounded down
+        (Budget("examples", 1), 1),  # at least one step
+        (Budget("tokens", 64 * 100 * 7), 7),
+        (Budget("train_flops", 64 * 3e6 * 5), 5),
+    ],
+)
+def test_budget_steps_by_hand(budget, steps):
+    assert budget.steps(64, tokens_per_example=100, train_flops_per_example=3e6) == steps
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Budget("hours", 1), "budget: kind is unknown (got hours; expected one of"),
+        (lambda: Budget("examples", 0), "amount is out of range (got 0; expected > 0)"),
+        (lambda: Budget("examples", float("nan")), "amount is out of range (got nan"),
+        (lambda: OptimizerConfig("sgd", 1e-3, "cosine"), "name is unknown (got sgd"),
+        (lambda: OptimizerConfig("adamw", 0.0, "cosine"), "learning_rate is out of range"),
+        (lambda: OptimizerConfig("adamw", float("inf"), "cosine"), "learning_rate is out of range"),
+        (lambda: OptimizerConfig("adamw", 1e-3, "linear"), "schedule is unknown"),
+        (lambda: OptimizerConfig("adamw", 1e-3, "cosine", -1), "warmup_steps is out of range"),
+        (lambda: OptimizerConfig("adafactor", 1e-3, "constant", weight_decay=0.1),
+         "adafactor takes no weight_decay"),
+        (lambda: FewShot(("t",), shots=(0,)), "shots is out of range (got 0; expected >= 1)"),
+        (lambda: FewShot(("t",), l2=0.0), "l2 is out of range"),
+        (lambda: FineTune(("t",), 0, 1, ADAMW), "examples is out of range"),
+        (lambda: FineTune(("t",), 1, 1, ADAMW, dropout_rate=1.0), "dropout_rate is out of range"),
+        (lambda: Protocol(0, Budget("examples", 1), ADAMW), "batch_size is out of range"),
+        (lambda: RunOptions(log_every=0), "log_every is out of range"),
+    ],
+)
+def test_out_of_range_is_named(make, message):
+    with pytest.raises(InputError) as error:
+        make()
+    assert message in str(error.value)
