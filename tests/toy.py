@@ -6,13 +6,14 @@ number is the same in every run. An example is `LENGTH` positions of `CHANNELS` 
     modality, architecture = toy_modality(), toy_architecture()
     model = make_model(modality, architecture, modality.presets["tiny"].shape, modality.options)
 
-`toy_architecture()` fills the modality's only stack with residual MLP layers in plain JAX; a general
-architecture such as "transformer" fills it too, because the modality lists its stacks like any other.
-Like a plugin's entry module, this one imports without JAX.
+`toy_architecture()` fills the modality's only stack with residual MLP layers in plain JAX; a
+general architecture such as "transformer" fills it too, because the modality lists its stacks like
+any other. Like a plugin's entry module, this one imports without JAX.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -90,7 +91,7 @@ def toy_architecture() -> BoundArchitecture:
     )
 
 
-# --- data ------------------------------------------------------------------------------------------
+# --- data ----------------------------------------------------------------------------------------
 def _blobs(name: str, split: str, num_classes: int, count: int, noise: float) -> tuple[Any, Any]:
     """Returns inputs [count, LENGTH, CHANNELS] and labels [count]; classes are balanced."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
@@ -148,7 +149,7 @@ def _score_accuracy(predictions: np.ndarray, labels: np.ndarray) -> Scores:
     return Scores({"accuracy": float(correct.mean())}, correct)
 
 
-# --- the frame: embedding, mean over positions, head ------------------------------------------------
+# --- the frame: embedding, mean over positions, head ---------------------------------------------
 def _stack_specs(shape: Shape, options: ConfigDict) -> tuple[StackSpec, ...]:
     return (StackSpec("encoder", LENGTH, StackOptions(
         dropout_rate=options.dropout_rate, compute_dtype=options.compute_dtype,
@@ -243,7 +244,7 @@ def _adapt(
     return {**params, **_init_arrays(arrays, key)}, HEAD_PATHS
 
 
-# --- the architecture: a stack of residual MLP layers -----------------------------------------------
+# --- the architecture: a stack of residual MLP layers --------------------------------------------
 def mlp_stack(shape: Shape, options: StackOptions) -> Stack:
     """Returns a stack of `x + dropout(relu(x wi + bias) wo)` layers without a final norm."""
     count = functools.partial(_count_stack, shape)
@@ -272,8 +273,6 @@ def _count_stack(shape: Shape) -> Costs:
 
 
 def _count_bound(shape: Shape, options: ConfigDict) -> Costs:
-    import dataclasses
-
     costs = _count_stack(shape)
     arrays = tuple(dataclasses.replace(a, path=("encoder", *a.path),
                                        component=f"encoder/{a.component}") for a in costs.arrays)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deepnarrow.hookspecs import hookimpl
 from deepnarrow.modality import AnyArchitecture
 from deepnarrow.ops import CORE_OPS, ShapeOp
+from deepnarrow.plugins import Launcher, Strategy
 
 
 @hookimpl
@@ -19,3 +20,19 @@ def deepnarrow_register_architectures() -> list[AnyArchitecture]:
     from deepnarrow.layers.transformer import TRANSFORMER
 
     return [TRANSFORMER]
+
+
+@hookimpl
+def deepnarrow_register_strategies() -> list[Strategy]:
+    """deepnarrow, uniform, width, compound, sovit."""
+    from deepnarrow.strategies import STRATEGIES
+
+    return list(STRATEGIES)
+
+
+@hookimpl
+def deepnarrow_register_launchers() -> list[Launcher]:
+    """One unit after another in this process."""
+    from deepnarrow.launch.local import run
+
+    return [Launcher("local", run)]

@@ -8,31 +8,24 @@ A config is code that the user runs on purpose. What a workdir stores is the res
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
-import math
 import sys
 import traceback
 import types
-import typing
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from deepnarrow.errors import InputError, InputErrors, shorten, suggest
+from deepnarrow.errors import InputError, shorten, suggest
 from deepnarrow.protocol import Protocol, RunOptions
+from deepnarrow.settings import Report, apply_settings, build, build_value, like, parse_settings
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-T = TypeVar("T")
 MAX_FILE_BYTES = 1_000_000
-MAX_VALUE_CHARACTERS = 10_000
-MAX_DEPTH = 20
 MAX_NAME = 100
-_BAD = object()  # stands for a value whose error is already in the list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +33,7 @@ class ModalityStudy:
     """One modality's part of a study.
 
     Attributes:
-      modality: its registered name; in a config the key under `modalities` unless said.
+      modality: its registered name: the key under `modalities`, so a config need not repeat it.
       shapes: shape expressions, e.g. `("tiny", "tiny-nl8")`.
       protocol: budget, optimiser and transfer stages.
       architectures: names of architectures; every shape is built of each.
@@ -67,7 +60,7 @@ class StudyConfig:
     Attributes:
       name: the study's name.
       seeds: pre-training seeds, each in [0, 2^32).
-      modalities: the modalities' parts, by key.
+      modalities: the modalities' parts, by name.
       run: how the runs are watched.
     """
 
@@ -87,6 +80,10 @@ class StudyConfig:
                                  expected=">= 0 and < 2^32")
         if not self.modalities:
             raise InputError("study", "modalities is empty", expected="at least one modality")
+        for name, part in self.modalities.items():
+            if part.modality != name:
+                raise InputError("study", f"modalities {name!r} is another modality's name",
+                                 got=repr(part.modality), hint="leave out 'modality'")
 
 
 def _check_unique(where: str, name: str, values: Sequence[object]) -> None:
@@ -97,29 +94,67 @@ def _check_unique(where: str, name: str, values: Sequence[object]) -> None:
         raise InputError(where, f"{name} has a value twice", got=twice[0], hint="keep one of them")
 
 
-# --- loading -----------------------------------------------------------------------------------------
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Runs a config file and returns the study that it describes.
 
     Args:
       path: a Python file with `get_config()`, which returns a ConfigDict or a dict.
-      overrides: `a.b=value` texts, as `--set` takes them; values are Python literals, bare words are
-        strings.
+      overrides: `a.b=value` texts, as `--set` takes them; values are Python literals, bare words
+        are strings.
 
     Raises:
       InputErrors: everything that is wrong with the config and the overrides, at once.
       InputError: the file cannot be read or run.
     """
     values = _run_file(Path(path))
-    errors: list[InputError] = []
-    settings = parse_settings(overrides, errors)
-    values = apply_settings(values, settings, StudyConfig, errors)
-    places = {f"{path}: {'.'.join(keys)}": f"--set {'.'.join(keys)}" for keys in settings}
-    built = _build(StudyConfig, _name_modalities(values), str(path), errors)
-    _raise_all([_moved(error, places.get(error.where, error.where)) for error in errors])
-    return built
+    report = Report(str(path))
+    settings = parse_settings(overrides, report)
+    report.given = settings.keys()
+    values = apply_settings(values, settings, StudyConfig, report)
+    config = build_value(StudyConfig, _name_modalities(values), (), report)
+    report.raise_any()
+    return config
 
 
+def to_json(config: StudyConfig) -> dict[str, Any]:
+    """The resolved config as plain JSON-able values; `from_json` builds it back."""
+    return _jsonable(dataclasses.asdict(config))
+
+
+def from_json(values: object, where: str = "config") -> StudyConfig:
+    """Builds the config that `to_json` wrote.
+
+    Raises:
+      InputErrors: the values are no config; `where` names their file.
+    """
+    return build(StudyConfig, values, where)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _jsonable(v) for key, v in value.items()}
+    return [_jsonable(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def resolve_options(defaults: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
+    """Returns `defaults` with `overrides` laid over it, every value of its default's type, locked.
+
+    >>> from ml_collections import ConfigDict
+    >>> resolve_options(ConfigDict({"patch_size": 16}), {"patch_size": 4}, "options").patch_size
+    4
+
+    Raises:
+      InputErrors: every unknown key and wrong type, at `where.key`.
+    """
+    from ml_collections import ConfigDict
+
+    report = Report(where)
+    resolved = like(defaults.to_dict(), overrides, (), report)
+    report.raise_any()
+    return ConfigDict(resolved).lock()
+
+
+# --- the file -------------------------------------------------------------------------------------
 def _name_modalities(values: dict[str, Any]) -> dict[str, Any]:
     """Fills in `modality`, which is the key unless said otherwise."""
     parts = values.get("modalities")
@@ -131,6 +166,7 @@ def _name_modalities(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_file(path: Path) -> dict[str, Any]:
+    """Runs the user's own file and returns what its `get_config()` says, as nested dicts."""
     where = f"config '{shorten(path, 120)}'"
     code = _compile(path, where)
     module = types.ModuleType("deepnarrow_config")
@@ -138,24 +174,39 @@ def _run_file(path: Path) -> dict[str, Any]:
     try:
         # What a config prints must not spoil `--json` on stdout.
         with contextlib.redirect_stdout(sys.stderr):
-            exec(code, module.__dict__)  # the user's own code, run on purpose
+            exec(code, module.__dict__)
             get_config = getattr(module, "get_config", None)
-            if callable(get_config):
-                config = get_config()
+            config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == str(path)]
-        what = f"line {lines[-1] if lines else '?'} raised {type(error).__name__}"
-        raise InputError(where, what, got=str(error) or None) from error
+        place = f"line {lines[-1]}" if lines else "get_config()"
+        raise InputError(where, f"{place} raised {type(error).__name__}",
+                         got=str(error) or None) from error
     if not callable(get_config):
         raise InputError(where, "has no function get_config()",
                          hint="define get_config() returning an ml_collections.ConfigDict")
-    return _plain_config(config, where)
+    return _nested_dicts(config, where)
 
 
 def _compile(path: Path, where: str) -> types.CodeType:
+    try:
+        _check_file(path, where)
+        return compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        line = f"line {error.lineno}: " if error.lineno else ""
+        raise InputError(where, f"{line}is not valid Python", got=error.msg) from error
+    except OSError as error:
+        raise InputError(where, "cannot be read", got=error.strerror) from error
+    except InputError:
+        raise
+    except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes; brackets without end
+        raise InputError(where, "is not valid Python", got=str(error) or "too deep") from error
+
+
+def _check_file(path: Path, where: str) -> None:
     if not path.exists():
-        near = suggest(path.name, _siblings(path))
+        near = suggest(path.name, (p.name for p in path.parent.glob("*.py")))
         raise InputError(where, "no such file",
                          hint=f"did you mean {path.with_name(near)}?" if near else None)
     if not path.is_file():
@@ -165,203 +216,30 @@ def _compile(path: Path, where: str) -> types.CodeType:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(where, "is too large", got=f"{path.stat().st_size} bytes",
                          expected=f"at most {MAX_FILE_BYTES}")
-    try:
-        return compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
-    except SyntaxError as error:
-        line = f"line {error.lineno}: " if error.lineno else ""
-        raise InputError(where, f"{line}is not valid Python", got=error.msg) from error
-    except OSError as error:
-        raise InputError(where, "cannot be read", got=error.strerror) from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise InputError(where, "is not valid Python", got=str(error) or "too deep") from error
 
 
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-
-
-def _plain_config(config: object, where: str) -> dict[str, Any]:
-    """Returns a ConfigDict or dict as plain nested dicts, references resolved."""
+def _nested_dicts(config: object, where: str) -> dict[str, Any]:
     from ml_collections import ConfigDict
     from ml_collections.config_dict import RequiredValueError
 
     try:
-        plain = config.to_dict() if isinstance(config, ConfigDict) else config
+        values = config.to_dict() if isinstance(config, ConfigDict) else config
     except RequiredValueError as error:
-        raise InputError(where, "a required value is not set", got=str(error)) from error
-    if not isinstance(plain, dict):
+        raise InputError(where, "a required value is not set", got=error) from error
+    if not isinstance(values, dict):
         raise InputError(where, "get_config() returned a wrong type", got=type(config).__name__,
                          expected="an ml_collections.ConfigDict or a dict")
-    return plain
+    return _without_config_dicts(values)
 
 
-# --- `--set` -----------------------------------------------------------------------------------------
-def parse_settings(
-    texts: Sequence[str], errors: list[InputError]
-) -> dict[tuple[str, ...], Any]:
-    """Parses `a.b=value` texts to values by path; a path given twice, or inside another, is an error.
+def _without_config_dicts(value: Any) -> Any:
+    """A plain dict may hold ConfigDicts, in lists too."""
+    from ml_collections import ConfigDict
 
-    >>> parse_settings(["run.log_every=5", "name=tiny study"], [])
-    {('run', 'log_every'): 5, ('name',): 'tiny study'}
-    """
-    settings: dict[tuple[str, ...], Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        keys = tuple(key.strip().split("."))
-        where = f"--set {shorten(key.strip(), 100)}"
-        if not equals or not all(keys):
-            errors.append(InputError("--set", "is not a setting", got=repr(shorten(text)),
-                                     expected="key=value, e.g. run.log_every=5"))
-        elif any(keys[:len(k)] == k or k[:len(keys)] == keys for k in settings):
-            errors.append(InputError(where, "is set twice", hint="keep one of them"))
-        elif len(value) > MAX_VALUE_CHARACTERS:
-            errors.append(InputError(where, "value is too long", got=f"{len(value)} characters",
-                                     expected=f"at most {MAX_VALUE_CHARACTERS}"))
-        else:
-            settings[keys] = parse_literal(value)
-    return settings
-
-
-def parse_literal(text: str) -> Any:
-    """Reads a Python literal; whatever is none is the text itself.
-
-    >>> [parse_literal(t) for t in ("3", "1e-3", "(1, 2)", "None", "cosine", "'3'")]
-    [3, 0.001, (1, 2), None, 'cosine', '3']
-    """
-    try:
-        with warnings.catch_warnings():  # "'\d'" is a string here, not a program to warn about
-            warnings.simplefilter("ignore")
-            return ast.literal_eval(text.strip())
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-def apply_settings(
-    values: Mapping[str, Any],
-    settings: Mapping[tuple[str, ...], Any],
-    schema: Any,
-    errors: list[InputError],
-) -> dict[str, Any]:
-    """Returns `values` with `settings` laid over it.
-
-    A path must lead through tables that exist to a field of `schema`. In free tables (`options`,
-    `data`) a value that is there must keep its type; new keys are checked against the modality's
-    defaults by `resolve_options`.
-    """
-    result = dict(values)
-    for keys, value in settings.items():
-        where = f"--set {'.'.join(keys)}"
-        found: list[InputError] = []
-        changed = _with_setting(result, schema, keys, value, where, found)
-        errors += found
-        result = result if found else changed
-    return result
-
-
-def _with_setting(
-    table: Mapping[str, Any], schema: Any, keys: tuple[str, ...], value: Any, where: str,
-    errors: list[InputError],
-) -> dict[str, Any]:
-    schema = _table_schema(schema)
-    key, *rest = keys
-    known = _known_keys(schema, table)
-    if known is not None and key not in known:
-        errors.append(_unknown(where, "key", key, known))
-        return dict(table)
-    inner = _schema_of(schema, key)
-    if not rest:
-        if inner is Any and table.get(key) is not None:
-            value = _like(table[key], value, where, errors)
-        return {**table, key: value}
-    if key not in table and dataclasses.is_dataclass(_table_schema(inner)):
-        child: Any = {}
-    else:
-        child = table.get(key, {} if inner is Any else None)
-    if not isinstance(child, Mapping):
-        errors.append(InputError(where, f"{key!r} is no table here", got=child,
-                                 hint=f"set {key} as a whole"))
-        return dict(table)
-    return {**table, key: _with_setting(child, inner, tuple(rest), value, where, errors)}
-
-
-def _table_schema(schema: Any) -> Any:
-    """Takes `None` off `Optional[table]`."""
-    if typing.get_origin(schema) in (typing.Union, types.UnionType):
-        return next(a for a in typing.get_args(schema) if a is not type(None))
-    return schema
-
-
-def _known_keys(schema: Any, table: Mapping[str, Any]) -> list[str] | None:
-    """The keys that may be set in a table; None where any may."""
-    if dataclasses.is_dataclass(schema):
-        return [field.name for field in dataclasses.fields(schema)]
-    return None if _schema_of(schema, "") is Any else list(table)
-
-
-def _schema_of(schema: Any, key: str) -> Any:
-    if isinstance(schema, type) and dataclasses.is_dataclass(schema):
-        return typing.get_type_hints(schema)[key]
-    if typing.get_origin(schema) is Mapping:
-        return typing.get_args(schema)[1]
-    return Any
-
-
-# --- building ----------------------------------------------------------------------------------------
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Builds a dataclass (and those inside it) from nested dicts, strictly by its field types.
-
-    Fields may be `int`, `float` (takes an int), `bool`, `str`, `Literal`, `tuple[X, ...]` (takes a
-    list), `Mapping[str, X]`, `X | None`, `Any` (plain JSON-able values) and dataclasses of those.
-
-    Raises:
-      InputErrors: every unknown or missing key, wrong type and value out of range, with its path.
-    """
-    errors: list[InputError] = []
-    built = _build(cls, values, where, errors)
-    _raise_all(errors)
-    return built
-
-
-def _raise_all(errors: list[InputError]) -> None:
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise InputErrors(errors)
-
-
-def _build(kind: Any, value: Any, where: str, errors: list[InputError]) -> Any:
-    """Returns `value` as `kind`, or `_BAD` with the reason added to `errors`."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where, errors)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _build(_table_schema(kind), value, where, errors)
-    if origin is tuple:
-        return _build_tuple(arguments[0], value, where, errors)
-    if origin is Mapping:
-        return _build_mapping(arguments[1], value, where, errors)
-    if origin is Literal:
-        return _build_choice(arguments, value, where, errors)
-    if kind is Any:
-        return _plain(value, where, errors)
-    return _build_scalar(kind, value, where, errors)
-
-
-def _build_dataclass(cls: Any, value: Any, where: str, errors: list[InputError]) -> Any:
-    if not isinstance(value, Mapping):
-        return _wrong(errors, where, value, "a table")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    count = len(errors)
-    errors += [_unknown(where, "key", key, fields) for key in value if key not in fields]
-    errors += [InputError(where, f"{name!r} is missing") for name, field in fields.items()
-               if name not in value and _is_required(field)]
-    built = {name: _build(hints[name], value[name], f"{where}: {name}" if count_dots(where) else
-             f"{where}.{name}", errors) for name in fields if name in value}
-    if len(errors) > count:
-        return _BAD
-    try:
-        return cls(**built)
-    except InputError as error:
-        errors.append(_moved(error, where))
-        return _BAD
+    if isinstance(value, ConfigDict):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {key: _without_config_dicts(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_without_config_dicts(v) for v in value)
+    return value

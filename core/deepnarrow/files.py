@@ -63,16 +63,23 @@ class WorkdirLock:
             self.workdir.mkdir(parents=True, exist_ok=True)
             self._file = open(self.workdir / ".lock", "a+")
         except OSError as error:
-            raise InputError(where, f"cannot be written: {error.strerror}",
-                             hint="name a directory you may write to") from error
+            raise InputError(
+                where,
+                f"cannot be written: {error.strerror}",
+                hint="name a directory you may write to",
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.seek(0)
             holder = self._file.read().strip()
             self._file.close()
-            raise InputError(where, "is in use by another run", got=holder or "unknown holder",
-                             hint="wait for it, stop it, or name another workdir") from None
+            raise InputError(
+                where,
+                "is in use by another run",
+                got=holder or "unknown holder",
+                hint="wait for it, stop it, or name another workdir",
+            ) from None
         self._file.truncate(0)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now}")
@@ -80,7 +87,9 @@ class WorkdirLock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._file.close()

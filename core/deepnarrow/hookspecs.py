@@ -1,8 +1,8 @@
 """The hooks a plugin may implement (entry-point group `deepnarrow.plugins`).
 
-A plugin is a module. It implements hooks with `@deepnarrow.hookimpl`; registration hooks return what
-they register, observers return nothing. A plugin's module imports without JAX: model code is imported
-inside the functions that need it.
+A plugin is a module. It implements hooks with `@deepnarrow.hookimpl`; registration hooks return
+what they register, observers return nothing. A plugin's module imports without JAX: model code is
+imported inside the functions that need it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-# --- registration: called once, when plugins are loaded ---------------------------------------------
+# --- registration: called once, when plugins are loaded ---------------------------------------
 @hookspec
 def deepnarrow_register_modalities() -> list[Modality]:  # pyright: ignore[reportReturnType]
     """Returns the modalities this plugin adds."""
@@ -58,7 +58,7 @@ def deepnarrow_register_launchers() -> list[Launcher]:  # pyright: ignore[report
     """Returns launchers that run the units of a study."""
 
 
-# --- observers: called on the host, never inside jit -------------------------------------------------
+# --- observers: called on the host, never inside jit ------------------------------------------
 @hookspec
 def deepnarrow_step_end(info: Mapping[str, Any]) -> None:
     """Called after logged training steps.

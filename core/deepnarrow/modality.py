@@ -46,7 +46,7 @@ EXAMPLE_ID = "example_id"  # int64 [batch]: index of the example in its source
 EXAMPLE_MASK = "example_mask"  # float32 [batch]: 1 for an example, 0 for padding of the last batch
 
 
-# --- costs -----------------------------------------------------------------------------------------
+# --- costs ------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class ParamArray:
     """One parameter array, known before it is allocated.
@@ -122,7 +122,7 @@ class Costs:
         )
 
 
-# --- architecture ----------------------------------------------------------------------------------
+# --- architecture -----------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class StackOptions:
     """How the blocks of one stack are built; a modality sets it, an architecture obeys.
@@ -254,7 +254,7 @@ class BoundArchitecture:
 AnyArchitecture = Architecture | BoundArchitecture
 
 
-# --- model -----------------------------------------------------------------------------------------
+# --- model ------------------------------------------------------------------------------------
 class LossOutput(NamedTuple):
     """Sums, so that padding, micro-batches and sharded means are exact.
 
@@ -294,7 +294,7 @@ class Model:
     head_paths: tuple[Path, ...] = ()
 
 
-# --- data and tasks --------------------------------------------------------------------------------
+# --- data and tasks ---------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A finite set of examples, read at random. Element i depends on nothing but (seed, i).
@@ -381,7 +381,7 @@ class Task:
     baseline: Callable[[str], np.ndarray] | None = None
 
 
-# --- modality --------------------------------------------------------------------------------------
+# --- modality ---------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class CheckpointFormat:
     """A foreign layout of weights.
@@ -434,7 +434,7 @@ class Modality:
     checkpoint_formats: Mapping[str, CheckpointFormat] = dataclasses.field(default_factory=dict)
 
 
-# --- assembling ------------------------------------------------------------------------------------
+# --- assembling -------------------------------------------------------------------------------
 def build_stacks(
     modality: Modality, architecture: Architecture, shape: Shape, options: ConfigDict
 ) -> dict[str, Stack]:

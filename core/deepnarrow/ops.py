@@ -5,8 +5,8 @@
                 | symbol "*" DECIMAL        scales them, rounded half up to an integer, at least 1
                 | symbol                    switches a flag on (sh, skv, shkv)
 
-Operators are written in lower case, integers in plain digits without a leading 0. Terms on different
-fields commute; a field set twice is an error, never last-wins.
+Operators are written in lower case, integers in plain digits without a leading 0. Terms on
+different fields commute; a field set twice is an error, never last-wins.
 """
 
 from __future__ import annotations
@@ -165,9 +165,13 @@ def resolve(text: str, vocabulary: Vocabulary) -> NamedShape:
 
 
 def parse(text: str, vocabulary: Vocabulary) -> Expression:
-    """Parses `text`; terms come back in the operators' own order, so equal shapes compare equal."""
+    """Parses `text`; terms come back in the operators' own order, whatever order they stand in."""
     _check_characters(text)
     _check_closed(text, vocabulary)
+    return _parse_open(text, vocabulary)
+
+
+def _parse_open(text: str, vocabulary: Vocabulary) -> Expression:
     preset, rest = _split_preset(text, vocabulary)
     suffix, tail = _split_suffix(text, rest, vocabulary)
     terms: list[Term] = []
@@ -262,25 +266,37 @@ def _check_characters(text: str) -> None:
                          expected=f"at most {MAX_EXPRESSION}")
     for column, char in enumerate(text, start=1):
         if not (char.isascii() and (char.isalnum() or char in "-*./_")):
-            hint = "did you mean '-'?" if char in _DASHES else "use plain ASCII letters and digits"
+            hint = "did you mean '-'?" if char in _DASHES else "use a-z, A-Z, 0-9 and - * . / _"
             raise ShapeError(_where(text, column), f"character U+{ord(char):04X} is not allowed",
                              hint=hint)
 
 
 def _check_closed(text: str, vocabulary: Vocabulary) -> None:
     """Released names take no operators, and an unreleased one is no name."""
-    owners = [n for n in vocabulary.catalogue if text.startswith(n + "-")]
+    owners = [n for n in vocabulary.catalogue
+              if text.startswith(n) and text[len(n):][:1] in ("-", "/")]
     if not owners:
         return
-    base = max(owners, key=len)
-    open_name = vocabulary.catalogue[base].open_name
+    owner = max(owners, key=len)
+    column = len(owner) + 1
+    raise ShapeError(_where(text, column), "no checkpoint of that name is released; "
+                     f"{owner} is a released name and takes no operators",
+                     hint=_open_hint(text, owners, vocabulary))
+
+
+def _open_hint(text: str, owners: list[str], vocabulary: Vocabulary) -> str | None:
+    """An open expression that works and means what the closed name tried to say."""
+    for owner in sorted(owners, key=len, reverse=True):
+        open_name = vocabulary.catalogue[owner].open_name
+        if open_name is None:
+            continue
+        try:
+            expression = _parse_open(f"{open_name}{text[len(owner):]}", vocabulary)
+            return f"the open name is {apply(expression, vocabulary).name}"
+        except ShapeError:
+            continue
     near = suggest(text, vocabulary.catalogue)
-    hint = f"the open name is {open_name}{text[len(base):]}" if open_name else None
-    if near and not hint:
-        hint = f"did you mean {near}?"
-    raise ShapeError(_where(text, len(base) + 1),
-                     f"{base} is the name of a released checkpoint and takes no operators",
-                     hint=hint)
+    return f"did you mean {near}?" if near else None
 
 
 def _split_preset(text: str, vocabulary: Vocabulary) -> tuple[str, str]:
@@ -290,15 +306,34 @@ def _split_preset(text: str, vocabulary: Vocabulary) -> tuple[str, str]:
         preset = max(fits, key=len)
         return preset, text[len(preset):]
     word = re.split(r"[-/]", text)[0]
-    names = ", ".join(vocabulary.presets)
     match = _TERM.fullmatch(word.lower())
     if match and _symbol_of(match[1], vocabulary):
-        what = f"starts with an operator, not a preset of {vocabulary.owner}"
-    else:
-        what = f"unknown preset of {vocabulary.owner}"
-    near = suggest(word, vocabulary.presets) or suggest(text, vocabulary.catalogue)
-    raise ShapeError(_where(text, 1), what, got=repr(shorten(word)), expected=f"one of {names}",
+        raise ShapeError(_where(text, 1),
+                         f"starts with an operator, not a preset of {vocabulary.owner}",
+                         got=repr(shorten(word)), expected=_preset_names(vocabulary),
+                         hint=f"write the preset first: {next(iter(vocabulary.presets))}-...")
+    near = _near_preset(word, vocabulary)
+    if near is None and (near := suggest(text, vocabulary.catalogue)):
+        word = text
+    raise ShapeError(_where(text, 1), f"unknown preset of {vocabulary.owner}",
+                     got=repr(shorten(word)), expected=_preset_names(vocabulary),
                      hint=f"did you mean {near}?" if near else None)
+
+
+def _preset_names(vocabulary: Vocabulary) -> str:
+    names = f"one of {', '.join(vocabulary.presets)}"
+    return f"{names}, or a released name" if vocabulary.catalogue else names
+
+
+def _near_preset(word: str, vocabulary: Vocabulary) -> str | None:
+    """The preset `word` is near to: in another case, with the suffix run in ("B16"), misspelt."""
+    by_lower = {name.lower(): name for name in vocabulary.presets}
+    letters = word.rstrip("0123456789")
+    if word.lower() in by_lower:
+        return by_lower[word.lower()]
+    if vocabulary.suffix_option and letters != word and letters.lower() in by_lower:
+        return f"{by_lower[letters.lower()]}/{word[len(letters):]}"
+    return suggest(word, vocabulary.presets)
 
 
 def _split_suffix(text: str, rest: str, vocabulary: Vocabulary) -> tuple[int | None, str]:
@@ -318,6 +353,10 @@ def _symbol_of(word: str, vocabulary: Vocabulary) -> str | None:
 
 
 def _parse_term(text: str, token: str, column: int, vocabulary: Vocabulary) -> Term:
+    if "/" in token and vocabulary.suffix_option:
+        raise ShapeError(_where(text, column + token.index("/")), "'/' stands in the wrong place",
+                         expected=f"right after the preset, e.g. {text.split('-')[0]}/16-nl4"
+                         if "/" not in text.split("-")[0] else "once, right after the preset")
     match = _TERM.fullmatch(token)
     symbol = _symbol_of(match[1], vocabulary) if match else None
     if match is None or symbol is None:

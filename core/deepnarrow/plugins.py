@@ -2,8 +2,8 @@
 
 pluggy accepts a misspelt hook, ignores an undecorated function, checks no return value, drops the
 second of two distributions that claim one entry-point name, and lets one broken plugin abort
-discovery for all. Here each of these is an error that names the distribution, and a plugin that fails
-to load is listed as unavailable without harming the others.
+discovery for all. Here each of these makes that plugin unavailable, with a reason that names its
+distribution; the others work on, and the reason is raised where its modality is asked for.
 """
 
 from __future__ import annotations
@@ -14,30 +14,59 @@ import functools
 import importlib.metadata
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from deepnarrow import hookspecs
-from deepnarrow.errors import PluginError, suggest
+from deepnarrow.contract import (
+    Contract,
+    check_architecture,
+    check_modality,
+    check_shape_op,
+    check_task,
+    checked_name,
+)
+from deepnarrow.errors import PluginError, shorten, suggest
 from deepnarrow.modality import AnyArchitecture, Architecture, BoundArchitecture, Modality, Task
 from deepnarrow.ops import ShapeOp, Vocabulary
-from deepnarrow.shape import Preset, Shape
+from deepnarrow.shape import Shape
 
 if TYPE_CHECKING:
     from deepnarrow.study import Unit
 
 GROUP = "deepnarrow.plugins"
+CORE = "deepnarrow"  # the distribution whose own names nobody can take away
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
+class Walk:
+    """What a strategy walked through.
+
+    Attributes:
+      shapes: from the base to the chosen shape, which comes last; none costs more than the budget.
+      stopped_because: why it went no further, in words.
+    """
+
+    shapes: tuple[Shape, ...]
+    stopped_because: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Strategy:
-    """A way to spend a budget: `propose(base, cost_of, budget) -> shapes walked, the chosen last`."""
+    """A way to spend a budget.
+
+    Attributes:
+      name: e.g. `deepnarrow`.
+      propose: `propose(base, cost_of, budget) -> Walk`. `cost_of(shape)` is in the budget's unit
+        and raises `ShapeError` for a shape that cannot be; the base costs at most `budget`.
+      source: where the rule comes from.
+    """
 
     name: str
-    propose: Callable[[Shape, Callable[[Shape], float], float], Sequence[Shape]]
+    propose: Callable[[Shape, Callable[[Shape], float], float], Walk]
     source: str
 
 
@@ -61,12 +90,22 @@ class Launcher:
 
 @dataclasses.dataclass(frozen=True)
 class PluginInfo:
-    """One discovered plugin. `error` says why it is unavailable, None where it loaded."""
+    """One discovered plugin.
+
+    Attributes:
+      name: of its entry point.
+      distribution: the installed package that it comes from.
+      version: of that distribution.
+      error: why it is unavailable, None where it loaded.
+      names: what it registers, or would, by kind: `{"modalities": ("text",), ...}`; tasks are named
+        `modality/task`.
+    """
 
     name: str
     distribution: str
     version: str
     error: str | None = None
+    names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,214 +149,268 @@ def registry() -> Registry:
 def load_plugins(
     entry_points: Iterable[importlib.metadata.EntryPoint],
     extra: Sequence[types.ModuleType] = (),
+    *,
+    strict: bool = False,
 ) -> Registry:
     """Loads the core's own plugin, each entry point by itself, and `extra` modules (tests).
 
+    Args:
+      entry_points: of the group `deepnarrow.plugins`.
+      extra: modules with hooks that are not installed.
+      strict: raise the first plugin's error instead of listing that plugin as unavailable.
+
     Raises:
-      PluginError: two distributions claim one name, a hook is misspelt, or a hook returned something
-        that breaks the contract.
+      PluginError: the core's own registrations are broken, or any plugin's where `strict`.
     """
-    from deepnarrow import builtin
+    from deepnarrow import __version__, builtin
 
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    distributions = {"builtin": "deepnarrow"}
-    manager.register(builtin, name="builtin")
-    infos = [_load(manager, point, distributions) for point in _unique(entry_points)]
-    for module in extra:
-        name = module.__name__
-        distributions[name] = name
-        infos.append(_register(manager, module, PluginInfo(name, name, "")))
-    return _collect(manager, distributions, tuple(infos))
+    loaded = [_register(manager, builtin, PluginInfo("builtin", CORE, __version__))]
+    points, taken = _split_by_name(entry_points)
+    loaded += [*taken, *(_load(manager, point) for point in points)]
+    loaded += [_register(manager, module, PluginInfo(module.__name__, module.__name__, ""))
+               for module in extra]
+    plugins = _settle([_collect(manager, p) if p.info.error is None else p for p in loaded])
+    for info in (p.info for p in plugins if p.info.error):
+        if strict or info.name == "builtin":
+            raise PluginError(_where(info), str(info.error))
+        if manager.has_plugin(info.name):  # its observers stay silent too
+            manager.unregister(name=info.name)
+    return _registry(plugins, manager)
 
 
-def _unique(
+@dataclasses.dataclass(frozen=True)
+class _Plugin:
+    """A plugin while it is loaded: what it registers, by kind and name."""
+
+    info: PluginInfo
+    items: Mapping[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
+
+    def refused(self, error: Exception | str) -> _Plugin:
+        """This plugin as unavailable, with the reason on one line."""
+        text = " ".join(str(error).removeprefix(": ").split())
+        return _Plugin(dataclasses.replace(self.info, error=text), self.items)
+
+
+def _where(info: PluginInfo) -> str:
+    return f"plugin {info.name!r} of {info.distribution}"
+
+
+# --- discovery --------------------------------------------------------------------------------
+def _split_by_name(
     entry_points: Iterable[importlib.metadata.EntryPoint],
-) -> list[importlib.metadata.EntryPoint]:
-    by_name: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in sorted(entry_points, key=lambda p: (p.name, _dist(p)[0])):
-        if point.name in by_name and by_name[point.name].value != point.value:
-            raise PluginError(
-                f"plugin {point.name!r}", "two distributions claim this entry-point name",
-                got=f"{_dist(by_name[point.name])[0]} and {_dist(point)[0]}",
-                hint="uninstall one of them",
-            )
-        by_name.setdefault(point.name, point)
-    return list(by_name.values())
+) -> tuple[list[importlib.metadata.EntryPoint], list[_Plugin]]:
+    """Returns entry points to load, and those whose name several distributions claim."""
+    claims: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
+    for point in sorted(entry_points, key=lambda p: (p.name, _info(p).distribution, p.value)):
+        claims.setdefault(point.name, {}).setdefault(point.value, point)
+    load, taken = [], []
+    for name, points in claims.items():
+        infos = {value: _info(point) for value, point in points.items()}
+        owners = " and ".join(sorted(info.distribution for info in infos.values()))
+        for value, info in infos.items():
+            if len(points) == 1 or _keeps(info, infos.values()):
+                load.append(points[value])
+            else:
+                taken.append(_Plugin(info).refused(
+                    f"two distributions claim the entry-point name {name!r}: {owners}; "
+                    "uninstall one of them"))
+    return load, taken
 
 
-def _dist(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+def _keeps(info: PluginInfo, claimants: Iterable[PluginInfo]) -> bool:
+    """Of several that claim a name the core keeps its own; strangers both lose it, so that it never
+    depends on chance whose it is."""
+    return info.distribution == CORE and sum(c.distribution == CORE for c in claimants) == 1
+
+
+def _info(point: importlib.metadata.EntryPoint) -> PluginInfo:
     dist = point.dist
-    return (dist.name, dist.version) if dist else ("unknown distribution", "")
+    if dist is None:
+        return PluginInfo(point.name, "unknown distribution", "")
+    return PluginInfo(point.name, dist.name, dist.version)
 
 
-def _load(
-    manager: pluggy.PluginManager,
-    point: importlib.metadata.EntryPoint,
-    distributions: dict[str, str],
-) -> PluginInfo:
-    name, version = _dist(point)
-    info = PluginInfo(point.name, name, version)
-    distributions[point.name] = name
+@contextlib.contextmanager
+def _contained(what: str) -> Iterator[None]:
+    """Runs a plugin's code: what it prints goes to stderr, what it raises is a `PluginError`."""
     try:
-        # A plugin that prints when imported must not spoil `--json` on stdout.
         with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (KeyboardInterrupt, PluginError):
+        raise
+    except BaseException as error:  # SystemExit too: no plugin ends the program
+        detail = f": {error}" if str(error) else ""
+        raise PluginError("", f"{what}{type(error).__name__}{detail}") from error
+
+
+def _load(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint) -> _Plugin:
+    plugin = _Plugin(_info(point))
+    try:
+        with _contained("import failed: "):
             module = point.load()
-    except (Exception, SystemExit) as error:  # one broken plugin never harms the others
-        return dataclasses.replace(info, error=f"import failed: {type(error).__name__}: {error}")
-    return _register(manager, module, info)
+    except PluginError as error:
+        return plugin.refused(error)
+    return _register(manager, module, plugin.info)
 
 
-def _register(
-    manager: pluggy.PluginManager, module: object, info: PluginInfo
-) -> PluginInfo:
+def _register(manager: pluggy.PluginManager, module: object, info: PluginInfo) -> _Plugin:
+    plugin = _Plugin(info)
     if not isinstance(module, types.ModuleType):
-        what = f"the entry point is a {type(module).__name__}, not a module"
-        return dataclasses.replace(info, error=f"{what}: point it at the module with the hooks")
+        return plugin.refused(f"the entry point is a {type(module).__name__}, not a module: point "
+                              "it at the module with the hooks")
+    bare = [name for name, value in vars(module).items() if name.startswith("deepnarrow_")
+            and isinstance(value, types.FunctionType)
+            and not hasattr(value, f"{hookspecs.PROJECT}_impl")]
+    if bare:
+        return plugin.refused(f"{bare[0]} is not decorated with deepnarrow.hookimpl")
     try:
         manager.register(module, name=info.name)
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        if manager.has_plugin(info.name):
-            manager.unregister(name=info.name)
-        return dataclasses.replace(info, error=f"{error}".replace("\n", " "))
+        _forget(manager, module, info.name)
+        return plugin.refused(error)
     if not manager.get_hookcallers(module):
-        manager.unregister(name=info.name)
-        return dataclasses.replace(
-            info, error="registers no hooks: are its functions decorated with deepnarrow.hookimpl?")
-    return info
+        _forget(manager, module, info.name)
+        return plugin.refused("registers no hooks: are they decorated with deepnarrow.hookimpl?")
+    return plugin
 
 
-def _collect(
-    manager: pluggy.PluginManager, distributions: Mapping[str, str], infos: tuple[PluginInfo, ...]
-) -> Registry:
-    collector = _Collector(manager, distributions)
-    modalities = collector.by_name("modalities", Modality, lambda m: m.name)
-    for name, modality in modalities.items():
-        _check_modality(modality, collector.owners["modalities", name])
-    architectures = collector.by_name(
-        "architectures", (Architecture, BoundArchitecture), lambda a: a.name)
-    return Registry(
-        modalities=modalities,
-        architectures=architectures,
-        tasks=collector.tasks(modalities),
-        shape_ops=collector.by_name("shape_ops", ShapeOp, lambda o: o.symbol, in_order=True),
-        strategies=collector.by_name("strategies", Strategy, lambda s: s.name),
-        law_forms=collector.by_name("law_forms", LawForm, lambda f: f.name),
-        launchers=collector.by_name("launchers", Launcher, lambda x: x.name),
-        plugins=infos,
-        hooks=manager.hook,
-        owners=collector.owners,
-    )
+def _forget(manager: pluggy.PluginManager, module: types.ModuleType, name: str) -> None:
+    """Unregisters, unless the module is another plugin's that was registered before."""
+    if manager.get_plugin(name) is module:
+        manager.unregister(name=name)
 
 
-class _Collector:
-    """Calls the registration hooks plugin by plugin, so that every error can name its owner."""
-
-    def __init__(self, manager: pluggy.PluginManager, distributions: Mapping[str, str]):
-        self.manager, self.distributions = manager, distributions
-        self.owners: dict[tuple[str, str], str] = {}
-
-    def results(self, kind: str) -> list[tuple[str, Any]]:
-        """(distribution, returned value) of every implementation, in order of registration."""
-        caller = getattr(self.manager.hook, f"deepnarrow_register_{kind}")
-        found = []
-        for implementation in reversed(caller.get_hookimpls()):
-            owner = self.distributions[implementation.plugin_name]
-            try:
-                with contextlib.redirect_stdout(sys.stderr):
-                    found.append((owner, implementation.function()))
-            except Exception as error:
-                raise PluginError(f"plugin of {owner}", f"deepnarrow_register_{kind} raised "
-                                  f"{type(error).__name__}: {error}") from error
-        return sorted(found, key=lambda pair: pair[0] != "deepnarrow")
-
-    def by_name(
-        self, kind: str, types_: type[T] | tuple[type, ...], name_of: Callable[[T], str],
-        in_order: bool = False,
-    ) -> dict[str, T]:
-        """Validates what the hook returned and keys it by name; a name may be taken once."""
-        found: dict[str, T] = {}
-        for owner, returned in self.results(kind):
-            for item in self._items(kind, owner, returned, types_):
-                self._claim(kind, name_of(item), owner)
-                found[name_of(item)] = item
-        return found if in_order else dict(sorted(found.items()))
-
-    def tasks(self, modalities: Mapping[str, Modality]) -> dict[str, dict[str, Task]]:
-        """Tasks by modality and name."""
-        found: dict[str, dict[str, Task]] = {}
-        for owner, returned in self.results("tasks"):
-            if not isinstance(returned, Mapping):
-                raise PluginError(f"plugin of {owner}", "deepnarrow_register_tasks returned no mapping",
-                                  got=type(returned).__name__, expected="{modality name: [Task, ...]}")
-            for name, tasks in returned.items():
-                if name not in modalities:
-                    raise PluginError(f"plugin of {owner}", "registers tasks for an unknown modality",
-                                      got=name, expected=f"one of {', '.join(modalities)}")
-                for task in self._items("tasks", owner, tasks, Task):
-                    self._claim("tasks", f"{name}/{task.name}", owner)
-                    found.setdefault(name, {})[task.name] = task
-        return found
-
-    def _items(
-        self, kind: str, owner: str, returned: Any, types_: type[T] | tuple[type, ...]
-    ) -> list[T]:
-        allowed = types_ if isinstance(types_, tuple) else (types_,)
-        names = " or ".join(t.__name__ for t in allowed)
-        if not isinstance(returned, list):
-            raise PluginError(f"plugin of {owner}", f"deepnarrow_register_{kind} returned no list",
-                              got=type(returned).__name__, expected=f"a list of {names}")
-        for item in returned:
-            if not isinstance(item, allowed):
-                raise PluginError(f"plugin of {owner}",
-                                  f"deepnarrow_register_{kind} returned a wrong type",
-                                  got=type(item).__name__, expected=names)
-        return returned
-
-    def _claim(self, kind: str, name: str, owner: str) -> None:
-        if (kind, name) in self.owners:
-            raise PluginError(f"{kind} {name!r}", "registered twice", hint="rename one of them",
-                              got=f"by {self.owners[kind, name]} and {owner}")
-        self.owners[kind, name] = owner
+# --- collecting -------------------------------------------------------------------------------
+def _collect(manager: pluggy.PluginManager, plugin: _Plugin) -> _Plugin:
+    """Calls one plugin's registration hooks and validates what they return."""
+    items: dict[tuple[str, str], Any] = {}
+    problem: PluginError | None = None
+    for kind, contract in _CONTRACTS.items():
+        try:
+            with _contained(f"deepnarrow_register_{kind}: "):
+                for name, item in _returned(manager, plugin.info, kind, contract):
+                    if (kind, name) in items:
+                        raise PluginError("", f"registers {contract.noun} {name!r} twice")
+                    items[kind, name] = item
+        except PluginError as error:
+            problem = problem or error
+    names = {kind: tuple(n for k, n in items if k == kind) for kind in _CONTRACTS}
+    info = dataclasses.replace(plugin.info, names={k: v for k, v in names.items() if v})
+    collected = _Plugin(info, items)
+    return collected.refused(problem) if problem else collected
 
 
-def _check_modality(modality: Modality, owner: str) -> None:
-    """Checks what dataclasses do not: member types and the names the core relies on."""
-    from ml_collections import ConfigDict
+def _returned(
+    manager: pluggy.PluginManager, info: PluginInfo, kind: str, contract: Contract
+) -> Iterator[tuple[str, Any]]:
+    """The (name, item) pairs that a plugin's hook of this kind returned, each checked."""
+    hook = f"deepnarrow_register_{kind}"
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
+        if implementation.plugin_name != info.name:
+            continue
+        with _contained(f"{hook} raised "):
+            returned = implementation.function()
+        if kind != "tasks":
+            groups = {"": returned}
+        elif isinstance(returned, Mapping):
+            groups = {f"{modality}/": tasks for modality, tasks in returned.items()}
+        else:
+            raise PluginError("", f"{hook} returned no mapping", got=type(returned).__name__,
+                              expected="{modality name: [Task, ...]}")
+        for prefix, group in groups.items():
+            expected = " or ".join(t.__name__ for t in contract.types)
+            if not isinstance(group, list):
+                raise PluginError("", f"{hook} returned no list", got=type(group).__name__,
+                                  expected=f"a list of {expected}")
+            for item in group:
+                if not isinstance(item, contract.types):
+                    raise PluginError("", f"{hook} returned a wrong type",
+                                      got=type(item).__name__, expected=expected)
+                yield prefix + checked_name(contract, item), item
 
-    where = f"modality {modality.name!r} of {owner}"
-    for field in ("options", "data_options"):
-        if not isinstance(getattr(modality, field), ConfigDict):
-            raise PluginError(where, f"{field} is not a ConfigDict",
-                              got=type(getattr(modality, field)).__name__)
-    for field in ("stack_specs", "assemble", "count_frame", "upstream", "tasks", "adapt"):
-        if not callable(getattr(modality, field)):
-            raise PluginError(where, f"{field} is not a function",
-                              got=type(getattr(modality, field)).__name__)
-    for kind, presets in (("preset", modality.presets), ("catalogue entry", modality.catalogue)):
-        for name, preset in presets.items():
-            if not isinstance(preset, Preset):
-                raise PluginError(where, f"{kind} {name!r} is not a Preset",
-                                  got=type(preset).__name__)
-            for option in preset.overrides:
-                if option not in modality.options:
-                    raise PluginError(where, f"{kind} {name!r} overrides an unknown option",
-                                      got=option)
-    if "tiny" not in modality.presets:
-        raise PluginError(where, "has no preset 'tiny'",
-                          hint="every check runs on a preset of that name; add one")
-    if modality.suffix_option is not None and modality.suffix_option not in modality.options:
-        raise PluginError(where, "suffix_option is no option", got=modality.suffix_option)
+
+# --- conflicts between plugins ----------------------------------------------------------------
+def _settle(plugins: list[_Plugin]) -> list[_Plugin]:
+    """Refuses plugins that claim one name, and those that extend a modality that is not there."""
+    while True:
+        available = [p for p in plugins if p.info.error is None]
+        problems = {**_missing_modalities(available), **_double_claims(available)}
+        if not problems:
+            return plugins
+        plugins = [p.refused(problems[p.info.name])
+                   if p.info.error is None and p.info.name in problems else p for p in plugins]
+
+
+def _double_claims(plugins: Sequence[_Plugin]) -> dict[str, str]:
+    claims: dict[tuple[str, str], list[PluginInfo]] = {}
+    for plugin in plugins:
+        for claim in plugin.items:
+            claims.setdefault(claim, []).append(plugin.info)
+    problems: dict[str, str] = {}
+    for (kind, name), infos in claims.items():
+        owners = " and ".join(info.distribution for info in infos)
+        for info in infos if len(infos) > 1 else ():
+            if not _keeps(info, infos):
+                problems.setdefault(info.name, f"{_CONTRACTS[kind].noun} {name!r} is registered "
+                                    f"twice, by {owners}; rename one of them")
+    return problems
+
+
+def _missing_modalities(plugins: Sequence[_Plugin]) -> dict[str, str]:
+    known = {name for p in plugins for kind, name in p.items if kind == "modalities"}
+    problems: dict[str, str] = {}
+    for plugin in plugins:
+        for (kind, name), item in plugin.items.items():
+            modality = name.split("/")[0] if kind == "tasks" else getattr(item, "modality", None)
+            if isinstance(modality, str) and modality not in known:
+                problems.setdefault(plugin.info.name, f"{_CONTRACTS[kind].noun} {name!r} is for an "
+                                    f"unknown modality, {modality!r}")
+    return problems
+
+
+def _registry(plugins: Sequence[_Plugin], manager: pluggy.PluginManager) -> Registry:
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in _CONTRACTS}
+    owners: dict[tuple[str, str], str] = {}
+    for plugin in plugins:
+        for (kind, name), item in plugin.items.items() if plugin.info.error is None else ():
+            found[kind][name], owners[kind, name] = item, plugin.info.distribution
+    tasks: dict[str, dict[str, Task]] = {}
+    for name, task in found.pop("tasks").items():
+        tasks.setdefault(name.split("/")[0], {})[task.name] = task
+    ops = found.pop("shape_ops")  # in the order of registration, which is that of canonical names
+    by_name = {kind: dict(sorted(items.items())) for kind, items in found.items()}
+    return Registry(**by_name, shape_ops=ops, tasks=tasks, hooks=manager.hook, owners=owners,
+                    plugins=tuple(p.info for p in plugins))
 
 
 def _get(kind: str, found: Mapping[str, T], name: str, plugins: Sequence[PluginInfo]) -> T:
     if name in found:
         return found[name]
-    for plugin in plugins:
-        if plugin.name == name and plugin.error:
-            raise PluginError(f"plugin {name!r} of {plugin.distribution}", plugin.error)
+    kinds = {"modality": "modalities", "architecture": "architectures"}
+    broken = [p for p in plugins if p.error]
+    for plugin in broken:
+        if name in (plugin.name, *plugin.names.get(kinds[kind], ())):
+            raise PluginError(_where(plugin), f"is unavailable: {plugin.error}")
     near = suggest(name, found)
-    raise PluginError(f"{kind} {name!r}", f"no plugin registers this {kind}",
-                      expected=f"one of {', '.join(found)}",
-                      hint=f"did you mean {near}?" if near else "deepnarrow list shows what is there")
+    hint = f"did you mean {near}?" if near else "deepnarrow list shows what is there"
+    if broken and not near:
+        hint += f"; unavailable: {', '.join(p.name for p in broken)}"
+    raise PluginError(f"{kind} {shorten(name)!r}", f"no plugin registers this {kind}",
+                      expected=f"one of {', '.join(found) or '(none)'}", hint=hint)
+
+
+# --- the contract, by kind of registration -----------------------------------------------------
+_CONTRACTS: Mapping[str, Contract] = {
+    "modalities": Contract("modality", (Modality,), (
+        "stack_specs", "assemble", "count_frame", "upstream", "tasks", "adapt"), check_modality),
+    "architectures": Contract("architecture", (Architecture, BoundArchitecture), (
+        "make_stack", "make_model", "count_costs"), check_architecture),
+    "tasks": Contract("task", (Task,), ("examples", "score"), check_task),
+    "shape_ops": Contract("operator", (ShapeOp,), (), check_shape_op, name_field="symbol"),
+    "strategies": Contract("strategy", (Strategy,), ("propose",)),
+    "law_forms": Contract("law form", (LawForm,), ("predict",)),
+    "launchers": Contract("launcher", (Launcher,), ("run",)),
+}

@@ -27,9 +27,16 @@ class StudyProgress:
         self._console = Console(stderr=True)
         self._bars = self._console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
-            console=self._console, transient=True, disable=not self._bars)
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self._console,
+            transient=True,
+            disable=not self._bars,
+        )
         self._total, self._done, self._start = total, 0, time.monotonic()
         self._trials = self._progress.add_task("trials", total=total, note="")
         self._steps = self._progress.add_task("", total=None, note="")
@@ -39,15 +46,18 @@ class StudyProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
 
     def stage(self, text: str) -> None:
         """Says what runs now."""
-        self._progress.update(self._steps, description=shorten(text), completed=0, total=None,
-                              note="")
+        self._progress.update(
+            self._steps, description=shorten(text), completed=0, total=None, note=""
+        )
 
     def steps(self, step: int, total: int, note: str) -> None:
         """Moves the lower bar to `step` of `total`."""

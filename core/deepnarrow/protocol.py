@@ -1,7 +1,8 @@
-"""The protocol every shape goes through: budgets, optimiser, transfer stages. Part of a trial's key.
+"""The protocol every shape goes through: budgets, optimiser, transfer. Part of a trial's key.
 
 These dataclasses are also the schema of a study's config: `config.py` builds them from a ConfigDict
-and names every unknown key, wrong type or value out of range at once. `__post_init__` checks ranges.
+and names every unknown key, wrong type or value out of range at once; `__post_init__` checks
+ranges.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from deepnarrow.errors import InputError
 
 
 def check_range(
-    where: str, name: str, value: float, low: float, high: float = math.inf, *,
+    where: str,
+    name: str,
+    value: float,
+    low: float,
+    high: float = math.inf,
+    *,
     low_open: bool = False,
 ) -> None:
     """Raises `InputError` unless `value` is finite and in [low, high] (or (low, high])."""
@@ -29,8 +35,12 @@ def check_range(
 def check_choice(where: str, name: str, value: object, choices: Sequence[object]) -> None:
     """Raises `InputError` unless `value` is one of `choices`."""
     if value not in choices:
-        raise InputError(where, f"{name} is unknown", got=value,
-                         expected=f"one of {', '.join(map(str, choices))}")
+        raise InputError(
+            where,
+            f"{name} is unknown",
+            got=value,
+            expected=f"one of {', '.join(map(str, choices))}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +63,11 @@ class Budget:
         self, batch_size: int, tokens_per_example: int, train_flops_per_example: float
     ) -> int:
         """Returns the steps that the budget pays for: rounded down, at least 1."""
-        per_example = {"examples": 1, "tokens": tokens_per_example,
-                       "train_flops": train_flops_per_example}[self.kind]
+        per_example = {
+            "examples": 1,
+            "tokens": tokens_per_example,
+            "train_flops": train_flops_per_example,
+        }[self.kind]
         return max(1, int(self.amount / (batch_size * per_example)))
 
 
@@ -65,8 +78,8 @@ class OptimizerConfig:
     Attributes:
       name: `adafactor` (T5's) or `adamw` (decoupled decay).
       learning_rate: the peak; for adafactor relative to the parameters' scale.
-      schedule: `inverse_sqrt` (constant up to `warmup_steps`, then sqrt(warmup / step): T5), `cosine`
-        (linear warm-up, then cosine to 0 at the last step) or `constant`.
+      schedule: `inverse_sqrt` (constant up to `warmup_steps`, then sqrt(warmup / step): T5),
+        `cosine` (linear warm-up, then cosine to 0 at the last step) or `constant`.
       warmup_steps: of the schedule; fewer than the steps of the budget.
       weight_decay: of adamw; acts on arrays of two and more dimensions a layer.
       clip_norm: global gradient norm, 0 for none.
@@ -93,8 +106,9 @@ class OptimizerConfig:
         check_range("optimizer", "b1", self.b1, 0, 0.9999)
         check_range("optimizer", "b2", self.b2, 0, 0.999999)
         if self.name == "adafactor" and self.weight_decay:
-            raise InputError("optimizer", "adafactor takes no weight_decay", got=self.weight_decay,
-                             expected=0)
+            raise InputError(
+                "optimizer", "adafactor takes no weight_decay", got=self.weight_decay, expected=0
+            )
 
 
 @dataclasses.dataclass(frozen=True)

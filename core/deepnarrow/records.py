@@ -1,16 +1,23 @@
 """Records: what a trial cost and how good it was. Analysis reads these and nothing else.
 
-The store is one SQLite file, `records.sqlite`, in a study's workdir: rows are only added, one row a
-fact. Non-finite numbers are stored as NULL with the record's status and counted in every report.
+`store.py` keeps them in one SQLite file, `records.sqlite`, in a study's workdir. Non-finite numbers
+are None there, beside the record's status, and counted in every report.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 Status = Literal["done", "diverged", "failed", "preempted"]
+# A trial that diverged would diverge again: its key is finished. One that failed or was preempted
+# is run again.
+FINISHED: tuple[Status, ...] = ("done", "diverged")
+COSTS = (
+    "params_total", "params_non_embedding", "flops_forward_per_example", "flops_train_total",
+    "tokens_seen", "step_time_s", "peak_bytes",
+)
 Stage = Literal["upstream", "few_shot", "fine_tune"]
 # What a transfer number was measured on: the pre-trained model; a network of the same shape with
 # random parameters; or the raw inputs (pixels, bag of pieces).
@@ -98,3 +105,13 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON-able values."""
         return dataclasses.asdict(self)
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """Returns one record a key, in order of first appearance: its finished one, else its last."""
+    found: dict[str, Record] = {}
+    for record in records:
+        earlier = found.get(record.key)
+        if earlier is None or earlier.status not in FINISHED:
+            found[record.key] = record
+    return list(found.values())

@@ -1,7 +1,7 @@
 """A study: grid -> trials -> records. A finished key is never run twice, wherever it finished.
 
-This module plans, resumes and reports; `trial.py` trains. JAX is imported only when there is a trial
-to run, so a finished study returns in seconds.
+This module plans, resumes and reports; `trial.py` trains. JAX is imported only when there is a
+trial to run, so a finished study returns in seconds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 from deepnarrow.config import ModalityStudy, StudyConfig, resolve_options, to_json
 from deepnarrow.cost import CostSummary, summarize
-from deepnarrow.errors import InputError, NotApplicable, Preempted
+from deepnarrow.errors import InputError, Preempted
 from deepnarrow.files import WorkdirLock, write_json
 from deepnarrow.modality import Modality, Task, Upstream, count_costs
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
 from deepnarrow.protocol import Protocol
-from deepnarrow.records import Store
+from deepnarrow.store import Store
 from deepnarrow.trialkey import trial_key
 
 PLAN_FILE = "plan.json"
@@ -113,7 +113,7 @@ class StudySummary:
     files: Sequence[Path]
 
 
-# --- planning --------------------------------------------------------------------------------------
+# --- planning ---------------------------------------------------------------------------------
 def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
     """Opens upstream data and the tasks that the protocol names; hashes their content.
 
@@ -126,9 +126,17 @@ def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
     options = resolve_options(modality.options, study.options, f"{where}.options")
     upstream = modality.upstream(data, options)
     known = {**modality.tasks(data, options), **registry.tasks.get(modality.name, {})}
-    tasks, hashes = {}, {"upstream/train": upstream.train.content_hash,
-                         "upstream/validation": upstream.validation.content_hash}
-    for kind, stage in (("few_shot", study.protocol.few_shot), ("fine_tune", study.protocol.fine_tune)):
+    tasks, hashes = (
+        {},
+        {
+            "upstream/train": upstream.train.content_hash,
+            "upstream/validation": upstream.validation.content_hash,
+        },
+    )
+    for kind, stage in (
+        ("few_shot", study.protocol.few_shot),
+        ("fine_tune", study.protocol.fine_tune),
+    ):
         for name in stage.tasks if stage else ():
             tasks[name] = _find_task(known, name, kind, f"{where}.protocol.{kind}")
             splits = ("train", "test") if kind == "few_shot" else ("train", "validation", "test")
@@ -139,21 +147,28 @@ def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
 def _find_task(known: Mapping[str, Task], name: str, kind: str, where: str) -> Task:
     serving = [n for n, task in known.items() if kind in task.kinds]
     if name not in serving:
-        raise InputError(f"{where}.tasks", "no such task for this stage", got=name,
-                         expected=f"one of {', '.join(serving) or '(none)'}")
+        raise InputError(
+            f"{where}.tasks",
+            "no such task for this stage",
+            got=name,
+            expected=f"one of {', '.join(serving) or '(none)'}",
+        )
     return known[name]
 
 
-def _cell_options(
-    study: ModalityStudy, data: ModalityData, named: NamedShape
-) -> dict[str, Any]:
+def _cell_options(study: ModalityStudy, data: ModalityData, named: NamedShape) -> dict[str, Any]:
     """User's options, then what the data decides, then what the shape's name sets."""
     where = f"modalities.{study.modality}.options"
     decided = data.upstream.options
     for name, value in study.options.items():
         if name in decided and decided[name] != value:
-            raise InputError(f"{where}.{name}", "the data decides this option", got=value,
-                             expected=decided[name], hint="leave it out")
+            raise InputError(
+                f"{where}.{name}",
+                "the data decides this option",
+                got=value,
+                expected=decided[name],
+                hint="leave it out",
+            )
     merged = {**study.options, **decided, **named.overrides}
     return resolve_options(data.modality.options, merged, where).to_dict()
 
@@ -171,8 +186,15 @@ def plan_trials(
                 named = resolve(expression, vocabulary)
                 options = _cell_options(study, data[name], named)
                 for seed in config.seeds:
-                    trial = Trial(study.modality, architecture, named, options,
-                                  data[name].hashes, study.protocol, seed)
+                    trial = Trial(
+                        study.modality,
+                        architecture,
+                        named,
+                        options,
+                        data[name].hashes,
+                        study.protocol,
+                        seed,
+                    )
                     trials.setdefault(trial.key, trial)
     return list(trials.values())
 
@@ -183,8 +205,10 @@ def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
     architecture = registry.architecture(trial.architecture)
     costs = summarize(count_costs(data.modality, architecture, trial.shape.shape, options))
     steps = trial.protocol.budget.steps(
-        trial.protocol.batch_size, data.upstream.train.tokens_per_example,
-        costs.flops_train_per_example)
+        trial.protocol.batch_size,
+        data.upstream.train.tokens_per_example,
+        costs.flops_train_per_example,
+    )
     _check_steps(trial, steps)
     return Cell(trial, costs, steps)
 
@@ -193,14 +217,21 @@ def _check_steps(trial: Trial, steps: int) -> None:
     where = f"modalities.{trial.modality}.protocol"
     protocol = trial.protocol
     if protocol.optimizer.warmup_steps >= steps:
-        raise InputError(f"{where}.optimizer.warmup_steps", "warm-up does not fit the budget",
-                         got=protocol.optimizer.warmup_steps, expected=f"< {steps} steps",
-                         hint="lower warmup_steps or raise budget.amount")
+        raise InputError(
+            f"{where}.optimizer.warmup_steps",
+            "warm-up does not fit the budget",
+            got=protocol.optimizer.warmup_steps,
+            expected=f"< {steps} steps",
+            hint="lower warmup_steps or raise budget.amount",
+        )
     tune = protocol.fine_tune
     if tune and tune.optimizer.warmup_steps >= max(1, tune.examples // tune.batch_size):
-        raise InputError(f"{where}.fine_tune.optimizer.warmup_steps",
-                         "warm-up does not fit the budget", got=tune.optimizer.warmup_steps,
-                         expected=f"< {tune.examples // tune.batch_size} steps")
+        raise InputError(
+            f"{where}.fine_tune.optimizer.warmup_steps",
+            "warm-up does not fit the budget",
+            got=tune.optimizer.warmup_steps,
+            expected=f"< {tune.examples // tune.batch_size} steps",
+        )
 
 
 def dry_run(config: StudyConfig, registry: Registry) -> list[dict[str, Any]]:
@@ -216,15 +247,22 @@ def dry_run(config: StudyConfig, registry: Registry) -> list[dict[str, Any]]:
             continue
         seen.add(cell_key)
         cell = count_cell(trial, registry, data[trial.modality])
-        rows.append({
-            "modality": trial.modality, "architecture": trial.architecture,
-            "name": trial.shape.name, "seeds": len(config.seeds), "steps": cell.steps,
-            "params": cell.costs.params_total,
-            "params_non_embedding": cell.costs.params_non_embedding,
-            "flops_train_total": cell.flops_train_total,
-            "seconds_estimate": len(config.seeds) * cell.flops_train_total / speed,
-            "disk_bytes_estimate": len(config.seeds) * cell.costs.params_total * CHECKPOINT_BYTES,
-        })
+        rows.append(
+            {
+                "modality": trial.modality,
+                "architecture": trial.architecture,
+                "name": trial.shape.name,
+                "seeds": len(config.seeds),
+                "steps": cell.steps,
+                "params": cell.costs.params_total,
+                "params_non_embedding": cell.costs.params_non_embedding,
+                "flops_train_total": cell.flops_train_total,
+                "seconds_estimate": len(config.seeds) * cell.flops_train_total / speed,
+                "disk_bytes_estimate": len(config.seeds)
+                * cell.costs.params_total
+                * CHECKPOINT_BYTES,
+            }
+        )
     return rows
 
 
@@ -235,7 +273,7 @@ ASSUMED_EFFICIENCY = 0.33
 CHECKPOINT_BYTES = 2 * 3 * 4
 
 
-# --- running ---------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------
 def run_study(
     config: StudyConfig, workdir: str | Path, registry: Registry, launcher: str = "local"
 ) -> StudySummary:
@@ -248,8 +286,12 @@ def run_study(
     start = time.monotonic()
     workdir = Path(workdir)
     if launcher not in registry.launchers:
-        raise InputError("--launcher", "unknown launcher", got=launcher,
-                         expected=f"one of {', '.join(registry.launchers)}")
+        raise InputError(
+            "--launcher",
+            "unknown launcher",
+            got=launcher,
+            expected=f"one of {', '.join(registry.launchers)}",
+        )
     data = {name: open_data(study, registry) for name, study in config.modalities.items()}
     trials = plan_trials(config, registry, data)
     cells = {t.key: count_cell(t, registry, data[t.modality]) for t in trials}
@@ -268,8 +310,14 @@ def run_study(
 
 
 def _launch(
-    config: StudyConfig, registry: Registry, data: Mapping[str, ModalityData],
-    cells: Mapping[str, Cell], todo: Sequence[Trial], workdir: Path, store: Store, launcher: str,
+    config: StudyConfig,
+    registry: Registry,
+    data: Mapping[str, ModalityData],
+    cells: Mapping[str, Cell],
+    todo: Sequence[Trial],
+    workdir: Path,
+    store: Store,
+    launcher: str,
 ) -> None:
     from deepnarrow.progress import StudyProgress
     from deepnarrow.signals import StopRequest
@@ -292,8 +340,13 @@ def _units(trials: Sequence[Trial]) -> list[Unit]:
 
 
 def _plan_row(trial: Trial) -> dict[str, Any]:
-    return {"key": trial.key, "modality": trial.modality, "architecture": trial.architecture,
-            "name": trial.shape.name, "seed": trial.seed}
+    return {
+        "key": trial.key,
+        "modality": trial.modality,
+        "architecture": trial.architecture,
+        "name": trial.shape.name,
+        "seed": trial.seed,
+    }
 
 
 def _report(
@@ -308,31 +361,40 @@ def _report(
     return write_report(records, directory, title=config.name)
 
 
-# --- status ----------------------------------------------------------------------------------------
+# --- status -----------------------------------------------------------------------------------
 def study_status(workdir: str | Path) -> dict[str, Any]:
     """Returns how far a study is, from its files alone; works while it runs.
 
-    `seconds_left` extrapolates the finished trials' mean seconds per modality; None before any ended.
+    `seconds_left` extrapolates the finished trials' mean seconds per modality; None before one
+    ended.
     """
     workdir = Path(workdir)
     try:
         plan = json.loads((workdir / PLAN_FILE).read_text())
     except FileNotFoundError:
-        raise InputError(f"workdir '{workdir}'", "is no study's workdir: plan.json is missing",
-                         hint="deepnarrow study CONFIG --workdir DIR makes one") from None
+        raise InputError(
+            f"workdir '{workdir}'",
+            "is no study's workdir: plan.json is missing",
+            hint="deepnarrow study CONFIG --workdir DIR makes one",
+        ) from None
     ended = {}
     if (workdir / STORE_FILE).exists():
         with Store(workdir / STORE_FILE, read_only=True) as store:
             ended = {r.key: r for r in store.records()}
     state = _running(workdir)
     keys = [row["key"] for row in plan]
-    counts = {status: sum(1 for k in keys if k in ended and ended[k].status == status)
-              for status in ("done", "diverged", "failed")}
-    todo = [row for row in plan
-            if row["key"] not in ended or ended[row["key"]].status == "failed"]
-    return {"total": len(plan), **counts, "running": state,
-            "todo": len([r for r in todo if r["key"] not in ended]),
-            "seconds_left": _seconds_left(todo, [ended[k] for k in keys if k in ended])}
+    counts = {
+        status: sum(1 for k in keys if k in ended and ended[k].status == status)
+        for status in ("done", "diverged", "failed")
+    }
+    todo = [row for row in plan if row["key"] not in ended or ended[row["key"]].status == "failed"]
+    return {
+        "total": len(plan),
+        **counts,
+        "running": state,
+        "todo": len([r for r in todo if r["key"] not in ended]),
+        "seconds_left": _seconds_left(todo, [ended[k] for k in keys if k in ended]),
+    }
 
 
 def _running(workdir: Path) -> list[dict[str, Any]]:

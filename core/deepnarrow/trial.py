@@ -8,7 +8,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,14 @@ class UnitRunner:
     """Runs units of one study in this process and stores their records."""
 
     def __init__(
-        self, config: StudyConfig, registry: Registry, data: Mapping[str, ModalityData],
-        cells: Mapping[str, Cell], workdir: Path, store: Store, progress: StudyProgress,
+        self,
+        config: StudyConfig,
+        registry: Registry,
+        data: Mapping[str, ModalityData],
+        cells: Mapping[str, Cell],
+        workdir: Path,
+        store: Store,
+        progress: StudyProgress,
         stop: StopRequest,
     ):
         self.config, self.registry, self.data, self.cells = config, registry, data, cells
@@ -91,15 +97,26 @@ class UnitRunner:
 
     def _say(self, trial: Trial) -> None:
         self.progress.stage(f"{trial.modality} {trial.shape.name} seed {trial.seed}")
-        write_json(self.workdir / "running.json", {
-            "pid": os.getpid(), "key": trial.key, "modality": trial.modality,
-            "name": trial.shape.name, "seed": trial.seed})
+        write_json(
+            self.workdir / "running.json",
+            {
+                "pid": os.getpid(),
+                "key": trial.key,
+                "modality": trial.modality,
+                "name": trial.shape.name,
+                "seed": trial.seed,
+            },
+        )
 
     def _line(self, record: Record) -> str:
-        best = [f"{m.metric} {m.value:.4g}" for m in record.metrics
-                if m.stage == "upstream" and m.value is not None]
-        return (f"{record.modality} {record.name} seed {record.seed}: {record.status}"
-                + (f", {', '.join(best)}" if best else ""))
+        best = [
+            f"{m.metric} {m.value:.4g}"
+            for m in record.metrics
+            if m.stage == "upstream" and m.value is not None
+        ]
+        return f"{record.modality} {record.name} seed {record.seed}: {record.status}" + (
+            f", {', '.join(best)}" if best else ""
+        )
 
     def _build(self, trial: Trial) -> CellPrograms:
         modality = self.data[trial.modality].modality
@@ -113,9 +130,12 @@ class UnitRunner:
         self, trial: Trial, architecture: AnyArchitecture, options: Any
     ) -> dict[str, FineTuneProgram]:
         stage, data = trial.protocol.fine_tune, self.data[trial.modality]
-        return {name: make_finetune(data.modality, architecture, trial.shape.shape, options,
-                                    data.tasks[name], stage)
-                for name in (stage.tasks if stage else ())}
+        return {
+            name: make_finetune(
+                data.modality, architecture, trial.shape.shape, options, data.tasks[name], stage
+            )
+            for name in (stage.tasks if stage else ())
+        }
 
     # --- stages --------------------------------------------------------------------------------
     def _run(self, trial: Trial, programs: CellPrograms, start: float) -> Record:
@@ -140,10 +160,17 @@ class UnitRunner:
         upstream = self.data[trial.modality].upstream
         with Checkpointer(directory / "checkpoints") as checkpointer:
             result = train(
-                program, upstream.train, seed=trial.seed, batch_size=trial.protocol.batch_size,
-                run=self.config.run, validation=upstream.validation, checkpointer=checkpointer,
-                progress=self.progress.steps, on_log=self._observer(trial, program),
-                should_stop=self.stop)
+                program,
+                upstream.train,
+                seed=trial.seed,
+                batch_size=trial.protocol.batch_size,
+                run=self.config.run,
+                validation=upstream.validation,
+                checkpointer=checkpointer,
+                progress=self.progress.steps,
+                on_log=self._observer(trial, program),
+                should_stop=self.stop,
+            )
         self._stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
         seconds = {"upstream": result.seconds}
@@ -153,17 +180,27 @@ class UnitRunner:
             seconds["evaluate"] = time.monotonic() - began
             metric = upstream.metric
             measured.metrics.append(
-                MetricRow("upstream", "", metric.name, metric.direction, values[metric.name]))
+                MetricRow("upstream", "", metric.name, metric.direction, values[metric.name])
+            )
             if metric.name != "loss":
                 measured.metrics.append(MetricRow("upstream", "", "loss", "min", values["loss"]))
         return result, seconds
 
-    def _observer(self, trial: Trial, program: Program) -> Callable[[int, Mapping[str, float]], None]:
+    def _observer(
+        self, trial: Trial, program: Program
+    ) -> Callable[[int, Mapping[str, float]], None]:
         def on_log(step: int, metrics: Mapping[str, float]) -> None:
-            self.registry.hooks.deepnarrow_step_end(info={
-                "trial_key": trial.key, "modality": trial.modality, "shape": trial.shape.name,
-                "seed": trial.seed, "step": step, "total_steps": program.total_steps,
-                "metrics": metrics})
+            self.registry.hooks.deepnarrow_step_end(
+                info={
+                    "trial_key": trial.key,
+                    "modality": trial.modality,
+                    "shape": trial.shape.name,
+                    "seed": trial.seed,
+                    "step": step,
+                    "total_steps": program.total_steps,
+                    "metrics": metrics,
+                }
+            )
 
         return on_log
 
@@ -179,7 +216,8 @@ class UnitRunner:
             for origin, network in origins:
                 train_xy, test_xy = (
                     extract_features(program.features, network, task.examples(split), EVAL_BATCH)
-                    for split in ("train", "test"))
+                    for split in ("train", "test")
+                )
                 self._stop_if(self.stop.requested)
                 rows, outcomes = _probe_rows(task, stage, train_xy, test_xy, origin)
                 measured.metrics.extend(rows)
@@ -193,8 +231,14 @@ class UnitRunner:
         metric = task.metric
         rows = [
             MetricRow("few_shot", name, "chance", metric.direction, 1 / task.num_classes, "raw"),
-            MetricRow("few_shot", name, "majority", metric.direction,
-                      majority_accuracy(labels["train"], labels["test"]), "raw"),
+            MetricRow(
+                "few_shot",
+                name,
+                "majority",
+                metric.direction,
+                majority_accuracy(labels["train"], labels["test"]),
+                "raw",
+            ),
         ]
         if task.baseline is not None:
             train_xy, test_xy = ((task.baseline(s), labels[s]) for s in ("train", "test"))
@@ -202,23 +246,39 @@ class UnitRunner:
         return rows
 
     def _fine_tune(
-        self, trial: Trial, stage: FineTune, programs: CellPrograms, params: Any,
+        self,
+        trial: Trial,
+        stage: FineTune,
+        programs: CellPrograms,
+        params: Any,
         measured: Measured,
     ) -> None:
         for name, program in programs.finetunes.items():
             for seed in range(stage.seeds):
                 self.progress.stage(f"{trial.modality} {trial.shape.name}: fine-tune {name}")
-                result = finetune(program, params, seed=trial.seed * 1000 + seed,
-                                  should_stop=self.stop, progress=self.progress.steps)
+                result = finetune(
+                    program,
+                    params,
+                    seed=trial.seed * 1000 + seed,
+                    should_stop=self.stop,
+                    progress=self.progress.steps,
+                )
                 self._stop_if(result.status == "preempted")
                 measured.curve.extend(
-                    dataclasses.replace(p, name=f"{name}/seed{seed}/{p.name}")
-                    for p in result.curve)
+                    dataclasses.replace(p, name=f"{name}/seed{seed}/{p.name}") for p in result.curve
+                )
                 self._score_rows(name, program.task, seed, result.scores, measured)
             labels = {s: _labels(program.task, s) for s in ("train", "test")}
             measured.metrics.append(
-                MetricRow("fine_tune", name, "majority", program.task.metric.direction,
-                          majority_accuracy(labels["train"], labels["test"]), "raw"))
+                MetricRow(
+                    "fine_tune",
+                    name,
+                    "majority",
+                    program.task.metric.direction,
+                    majority_accuracy(labels["train"], labels["test"]),
+                    "raw",
+                )
+            )
 
     def _score_rows(
         self, name: str, task: Task, seed: int, scores: Mapping[str, Any], measured: Measured
@@ -227,13 +287,22 @@ class UnitRunner:
             for metric, value in score.metrics.items():
                 label = metric if split == "test" else f"{split}/{metric}"
                 measured.metrics.append(
-                    MetricRow("fine_tune", name, label, task.metric.direction, value,
-                              finetune_seed=seed))
+                    MetricRow(
+                        "fine_tune", name, label, task.metric.direction, value, finetune_seed=seed
+                    )
+                )
         per_example = scores["test"].per_example if "test" in scores else None
         if per_example is not None:
             measured.outcomes.append(
-                Outcome("fine_tune", name, task.metric.name, "pretrained",
-                        tuple(float(v) for v in per_example), finetune_seed=seed))
+                Outcome(
+                    "fine_tune",
+                    name,
+                    task.metric.name,
+                    "pretrained",
+                    tuple(float(v) for v in per_example),
+                    finetune_seed=seed,
+                )
+            )
 
     # --- records -------------------------------------------------------------------------------
     def _stop_if(self, stop: bool) -> None:
@@ -256,12 +325,22 @@ class UnitRunner:
             "peak_bytes": result.peak_bytes,
         }
         return Record(
-            trial.key, self.config.name, trial.modality, trial.architecture, trial.shape.name,
-            trial.shape.shape.to_dict(), trial.seed,
+            trial.key,
+            self.config.name,
+            trial.modality,
+            trial.architecture,
+            trial.shape.name,
+            trial.shape.shape.to_dict(),
+            trial.seed,
             "diverged" if result.status == "diverged" else "done",
-            json.loads(json.dumps(trial.config())), costs, summary.convention,
+            json.loads(json.dumps(trial.config())),
+            costs,
+            summary.convention,
             {**environment.describe(), "seconds": seconds["total"], "stages": dict(seconds)},
-            tuple(measured.metrics), tuple(measured.curve), tuple(measured.outcomes))
+            tuple(measured.metrics),
+            tuple(measured.curve),
+            tuple(measured.outcomes),
+        )
 
     def _failed(self, trial: Trial, error: Exception, seconds: float) -> Record:
         directory = self.workdir / "runs" / trial.key
@@ -269,35 +348,77 @@ class UnitRunner:
         (directory / "error.txt").write_text("".join(traceback.format_exception(error)))
         summary = self.cells[trial.key].costs
         return Record(
-            trial.key, self.config.name, trial.modality, trial.architecture, trial.shape.name,
-            trial.shape.shape.to_dict(), trial.seed, "failed",
+            trial.key,
+            self.config.name,
+            trial.modality,
+            trial.architecture,
+            trial.shape.name,
+            trial.shape.shape.to_dict(),
+            trial.seed,
+            "failed",
             json.loads(json.dumps(trial.config())),
-            {"params_total": float(summary.params_total)}, summary.convention,
-            {**environment.describe(), "seconds": seconds,
-             "error": shorten(f"{type(error).__name__}: {error}", 500)})
+            {"params_total": float(summary.params_total)},
+            summary.convention,
+            {
+                **environment.describe(),
+                "seconds": seconds,
+                "error": shorten(f"{type(error).__name__}: {error}", 500),
+            },
+        )
 
 
 def _labels(task: Task, split: str) -> np.ndarray:
     source = task.examples(split)
     if source.labels is None:
-        raise InputError(f"task {task.name!r}", f"its {split} source has no labels()",
-                         hint="a task's sources carry labels; see Source in modality.py")
+        raise InputError(
+            f"task {task.name!r}",
+            f"its {split} source has no labels()",
+            hint="a task's sources carry labels; see Source in modality.py",
+        )
     return source.labels()
 
 
 def _probe_rows(
-    task: Task, stage: FewShot, train_xy: tuple[np.ndarray, np.ndarray],
-    test_xy: tuple[np.ndarray, np.ndarray], origin: Origin,
+    task: Task,
+    stage: FewShot,
+    train_xy: tuple[np.ndarray, np.ndarray],
+    test_xy: tuple[np.ndarray, np.ndarray],
+    origin: Origin,
 ) -> tuple[list[MetricRow], list[Outcome]]:
     """Probes all shots and seeds; one row each, and the outcome of every test example."""
     seeds = tuple(range(stage.seeds))
-    result = probe(*train_xy, *test_xy, num_classes=task.num_classes, shots=stage.shots,
-                   seeds=seeds, l2=(stage.l2,))
+    result = probe(
+        *train_xy,
+        *test_xy,
+        num_classes=task.num_classes,
+        shots=stage.shots,
+        seeds=seeds,
+        l2=(stage.l2,),
+    )
     rows, outcomes = [], []
     for i, shots in enumerate(stage.shots):
         for j, seed in enumerate(seeds):
-            rows.append(MetricRow("few_shot", task.name, "accuracy", "max",
-                                  float(result.accuracy[0, i, j]), origin, shots, seed))
-            outcomes.append(Outcome("few_shot", task.name, "accuracy", origin,
-                                    tuple(float(v) for v in result.correct[0, i, j]), shots, seed))
+            rows.append(
+                MetricRow(
+                    "few_shot",
+                    task.name,
+                    "accuracy",
+                    "max",
+                    float(result.accuracy[0, i, j]),
+                    origin,
+                    shots,
+                    seed,
+                )
+            )
+            outcomes.append(
+                Outcome(
+                    "few_shot",
+                    task.name,
+                    "accuracy",
+                    origin,
+                    tuple(float(v) for v in result.correct[0, i, j]),
+                    shots,
+                    seed,
+                )
+            )
     return rows, outcomes

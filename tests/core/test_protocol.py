@@ -33,8 +33,10 @@ def test_budget_steps_by_hand(budget, steps):
         (lambda: OptimizerConfig("adamw", float("inf"), "cosine"), "learning_rate is out of range"),
         (lambda: OptimizerConfig("adamw", 1e-3, "linear"), "schedule is unknown"),
         (lambda: OptimizerConfig("adamw", 1e-3, "cosine", -1), "warmup_steps is out of range"),
-        (lambda: OptimizerConfig("adafactor", 1e-3, "constant", weight_decay=0.1),
-         "adafactor takes no weight_decay"),
+        (
+            lambda: OptimizerConfig("adafactor", 1e-3, "constant", weight_decay=0.1),
+            "adafactor takes no weight_decay",
+        ),
         (lambda: FewShot(("t",), shots=(0,)), "shots is out of range (got 0; expected >= 1)"),
         (lambda: FewShot(("t",), l2=0.0), "l2 is out of range"),
         (lambda: FineTune(("t",), 0, 1, ADAMW), "examples is out of range"),

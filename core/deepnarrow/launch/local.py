@@ -1,4 +1,4 @@
-"""The local launcher: one unit after another in this process, so that step times are undisturbed."""
+"""The local launcher: unit after unit in this process, so that step times are undisturbed."""
 
 from __future__ import annotations
 

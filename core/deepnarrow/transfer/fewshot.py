@@ -14,9 +14,10 @@ import dataclasses
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Num
@@ -53,10 +54,10 @@ class ProbeResult:
 
 
 def probe(
-    x_train: Num[np.ndarray, "n_train d"],
-    y_train: Num[np.ndarray, " n_train"],
-    x_test: Num[np.ndarray, "n_test d"],
-    y_test: Num[np.ndarray, " n_test"],
+    x_train: np.ndarray,
+    y_train: np.ndarray,
+    x_test: np.ndarray,
+    y_test: np.ndarray,
     *,
     num_classes: int,
     shots: Sequence[int],
@@ -70,10 +71,10 @@ def probe(
     for all probes together (more often only where the weights of all would fill 256 MiB).
 
     Args:
-      x_train: features to draw the shots from.
-      y_train: their labels, 0 ... num_classes - 1.
-      x_test: features to classify.
-      y_test: their labels.
+      x_train: features [n_train, d] to draw the shots from.
+      y_train: their labels [n_train], 0 ... num_classes - 1.
+      x_test: features [n_test, d] to classify.
+      y_test: their labels [n_test].
       num_classes: number of classes, at least 2.
       shots: examples a class.
       seeds: a seed draws the same examples for every number of shots: 5 shots include the 1.
@@ -160,11 +161,11 @@ def _solve(
     num_classes: int,
     l2: Sequence[float],
     center: Float32[np.ndarray, " d"],
-) -> tuple[Float32[np.ndarray, "d l2*classes"], Float32[np.ndarray, " l2*classes"]]:
-    """Weights and bias that apply to `features - center`: the whitening is folded into them.
+) -> tuple[Float32[np.ndarray, "d columns"], Float32[np.ndarray, " columns"]]:
+    """Weights and bias that apply to `features - center`, a column for each strength and class.
 
-    Test features are centred by one vector for all draws: without it the sums cancel in float32
-    where a feature's mean is much larger than its spread.
+    The whitening is folded into them. Test features are centred by one vector for all draws:
+    without it sums cancel in float32 where a feature's mean is much larger than its spread.
     """
     weights, mean, std = ridge_weights(x, y, num_classes, l2)
     slopes = weights[:, :-1] / std[:, None]
@@ -257,13 +258,13 @@ def _features(where: str, x: np.ndarray) -> Float32[np.ndarray, "n d"]:
     if x.dtype.kind not in "fiu" or x.ndim != 2 or 0 in x.shape:
         raise InputError(where, "are not a matrix of numbers", got=f"{x.dtype} {list(x.shape)}",
                          expected="a real array [n, d] with n, d >= 1")
-    # Negated, so that NaN is caught too.
-    bad = ~(np.abs(x) <= np.finfo(np.float32).max)
-    if bad.any():
+    limit = np.finfo(np.float32).max
+    if not (x.min() >= -limit and x.max() <= limit):  # negated, so that NaN is caught too
+        bad = ~((x >= -limit) & (x <= limit))
         row, column = np.unravel_index(int(bad.argmax()), bad.shape)
         raise InputError(where, f"example {row}, feature {column} is not a finite float32",
                          got=x[row, column], hint="remove or mend such examples first")
-    return x.astype(np.float32)
+    return x.astype(np.float32, copy=False)
 
 
 def _labels(
@@ -307,7 +308,7 @@ def _check_enough(y: Int64[np.ndarray, " n"], shots: int, names: Sequence[object
 
 # --- anyone's features ----------------------------------------------------------------------------
 def encode_labels(
-    y_train: Num[np.ndarray, " n_train"], y_test: Num[np.ndarray, " n_test"]
+    y_train: np.ndarray, y_test: np.ndarray
 ) -> tuple[Int64[np.ndarray, " n_train"], Int64[np.ndarray, " n_test"],
            Int64[np.ndarray, " classes"]]:
     """Returns both labels as positions in the train labels' sorted classes, and those classes.
@@ -346,7 +347,7 @@ def load_probe_arrays(
         with zipfile.ZipFile(path) as archive:
             x = _read_member(where, archive, "x", 2)
             y = _read_member(where, archive, "y", 1)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise InputError(where, "cannot be read as an .npz file", got=error,
                          hint="write it with np.savez(path, x=features, y=labels)") from error
     if len(x) != len(y):
@@ -360,8 +361,7 @@ def _read_member(where: str, archive: zipfile.ZipFile, name: str, ndim: int) -> 
         raise InputError(where, f"has no array {name!r}", got=names or "no arrays",
                          expected="x [n, d] and y [n]")
     info = archive.getinfo(f"{name}.npy")
-    with archive.open(info) as file:
-        shape, dtype, header_bytes = _read_header(f"{where}, {name}", file)
+    shape, dtype, header_bytes = _read_header(f"{where}, {name}", archive, info)
     if dtype.kind not in "fiu" or len(shape) != ndim or min(shape) < 1:
         raise InputError(f"{where}, {name}", "is no such array", got=f"{dtype} {list(shape)}",
                          expected="numbers " + ("[n, d]" if ndim == 2 else "[n]"))
@@ -375,14 +375,16 @@ def _read_member(where: str, archive: zipfile.ZipFile, name: str, ndim: int) -> 
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _read_header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
+def _read_header(
+    where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> tuple[tuple[int, ...], np.dtype, int]:
     """Returns shape, dtype and the bytes before the data; no array is allocated."""
-    try:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    except Exception as error:  # a hostile header makes NumPy's parser raise nearly anything
-        raise InputError(where, "has no readable header", got=error) from error
-    return shape, dtype, file.tell()
+    with archive.open(info) as file:
+        try:
+            if np.lib.format.read_magic(file) == (1, 0):
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            else:
+                shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        except Exception as error:  # a hostile header makes NumPy's parser raise nearly anything
+            raise InputError(where, "has no readable header", got=error) from error
+        return shape, dtype, file.tell()

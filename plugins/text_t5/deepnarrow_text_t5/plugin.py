@@ -1,1 +1,53 @@
-"""Hooks."""
+"""Hooks of the text_t5 plugin. Nothing here imports JAX: the model's code is imported in calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from deepnarrow.hookspecs import hookimpl
+from deepnarrow.modality import Modality, Model, Stack, Task, Upstream
+from deepnarrow.shape import Shape
+from deepnarrow_text_t5.adapt import adapt
+from deepnarrow_text_t5.frame import count_frame, stack_specs
+from deepnarrow_text_t5.options import default_data_options, default_options
+from deepnarrow_text_t5.presets import CATALOGUE, PRESETS
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def _assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> Model:
+    from deepnarrow_text_t5.model import assemble
+
+    return assemble(shape, options, stacks)
+
+
+def _upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
+    from deepnarrow_text_t5.sources import upstream
+
+    return upstream(data_options, options)
+
+
+def _tasks(data_options: ConfigDict, options: ConfigDict) -> Mapping[str, Task]:
+    from deepnarrow_text_t5.tasks import tasks
+
+    return tasks(data_options, options)
+
+
+@hookimpl
+def deepnarrow_register_modalities() -> list[Modality]:
+    """T5 encoder-decoders."""
+    return [Modality(
+        name="text_t5",
+        presets=PRESETS,
+        catalogue=CATALOGUE,
+        options=default_options(),
+        data_options=default_data_options(),
+        stack_specs=stack_specs,
+        assemble=_assemble,
+        count_frame=count_frame,
+        upstream=_upstream,
+        tasks=_tasks,
+        adapt=adapt,
+    )]

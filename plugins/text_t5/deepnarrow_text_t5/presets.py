@@ -1,8 +1,8 @@
 """Published shapes of T5: open presets, which take operators, and the released checkpoints' names.
 
 A released name looks like an expression and is not one: `t5-efficient-base-ff2000` has a d_ff of
-2048. `CATALOGUE` therefore maps each released name to the open expression of the same size, by a rule
-for the thousands and a table of the names that follow no rule.
+2048. `CATALOGUE` therefore maps each released name to the open expression of the same size, by a
+rule for the thousands and a table of the names that follow no rule.
 """
 
 from __future__ import annotations

@@ -1,0 +1,156 @@
+"""Checkpoints of one run, by Orbax: saved in the background, compared strictly, restored whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from deepnarrow.errors import InputError
+
+_MAX_NAMED = 5  # differing arrays that an error names
+
+
+class Checkpointer:
+    """Saves and restores the state of one run; one directory a run, one folder a step.
+
+    A checkpoint is a pytree of arrays (`state`) and a small JSON document (`extra`), committed
+    together. Saving returns once the arrays are copied and writes in the background; `wait` or the
+    next `save` ends it. What a killed process left half-written is ignored and cleared away.
+
+    Args:
+      directory: made if it does not exist.
+      keep: how many of the newest checkpoints stay; older ones go once a newer one is committed.
+
+    Raises:
+      InputError: the directory cannot be made or written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
+        if keep < 1:
+            raise InputError("checkpoint", "keep is out of range", got=keep, expected=">= 1")
+        # Orbax logs every phase of every save, and half of it as warnings.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.directory, self.keep = Path(directory).resolve(), keep
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"checkpoint directory {self.directory}", "cannot be made",
+                             got=error.strerror, expected="a writable directory") from error
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            # Orbax would prune before the new step is known to be whole; `_after_commit` does it.
+            options=ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=True),
+            item_handlers={"state": ocp.StandardCheckpointHandler(),
+                           "extra": ocp.JsonCheckpointHandler()},
+        )
+
+    def save(self, step: int, state: Any, extra: Mapping[str, Any] | None = None) -> None:
+        """Begins to save `state` and `extra` (JSON-able) as `step`.
+
+        Raises:
+          InputError: the step was saved already.
+        """
+        self.wait()
+        saved = self._manager.save(step, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            extra=ocp.args.JsonSave(dict(extra or {})),
+        ))
+        if not saved:
+            raise InputError(
+                f"checkpoint directory {self.directory}", "step cannot be saved", got=step,
+                expected=f"a step after {self.latest_step()}",
+                hint="another run may be using this directory; give each run its own")
+
+    def latest_step(self) -> int | None:
+        """Returns the newest saved step, or None."""
+        return self._manager.latest_step()
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Returns (state, extra) of `step`, the newest unless told.
+
+        Args:
+          like: arrays or abstract arrays (`jax.eval_shape`) with the structure, shapes and dtypes
+            the state must have. Arrays are put where `like`'s are, on the first device where it
+            does not say.
+
+        Raises:
+          InputError: there is no such step, or an array differs from `like` in path, shape or
+            dtype; the message names the first.
+        """
+        self.wait()
+        found = self.latest_step() if step is None else step
+        if found is None or found not in self._manager.all_steps():
+            raise InputError(f"checkpoint directory {self.directory}", "no such checkpoint",
+                             got=found, expected=f"one of {self._manager.all_steps()}")
+        metadata = self._manager.item_metadata(found)
+        check_like(f"checkpoint {self.directory / str(found)}", metadata["state"].tree, like)
+        restored = self._manager.restore(found, args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(_placed(like)),
+            extra=ocp.args.JsonRestore(),
+        ))
+        return restored["state"], restored["extra"]
+
+    def wait(self) -> None:
+        """Returns when the save under way is committed."""
+        self._manager.wait_until_finished()
+        self._after_commit()
+
+    def close(self) -> None:
+        """Ends the save under way and the manager's threads."""
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _after_commit(self) -> None:
+        """Everything on disk is whole here: drops the steps that newer ones replace."""
+        for step in sorted(self._manager.all_steps())[: -self.keep]:
+            self._manager.delete(step)
+
+
+def check_like(where: str, saved: Any, like: Any) -> None:
+    """Raises `InputError` unless both trees have the same paths, shapes and dtypes.
+
+    Orbax itself casts dtypes and fills in shapes without a word.
+    """
+    have, want = _describe(saved), _describe(like)
+    different = [path for path in sorted(have.keys() | want.keys())
+                 if have.get(path) != want.get(path)]
+    if not different:
+        return
+    path = different[0]
+    more = ", ".join(different[1:_MAX_NAMED])
+    more += ", ..." if len(different) > _MAX_NAMED else ""
+    raise InputError(
+        where, f"{len(different)} arrays differ from the model's, first {path}",
+        got=have.get(path, "nothing"), expected=want.get(path, "nothing"),
+        hint=(f"also {more}; " if more else "") + "was it saved with another shape or optimiser?")
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    """Returns `float32[3, 4]` and the like by path."""
+    return {keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in tree_leaves_with_path(tree)}
+
+
+def _placed(like: Any) -> Any:
+    """Returns abstract arrays that all say where they are to be put."""
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
+                                       sharding=getattr(x, "sharding", None) or default), like)

@@ -1,0 +1,190 @@
+"""Batches from a source, by Grain: shuffled and endless for training, each example once otherwise.
+
+Element i of the training stream depends on (seed, i) alone: which example it is, and the random
+numbers its loading draws. So the stream needs no state but its step, may start anywhere, and has
+the same global order on any number of hosts: host h of H loads rows [h * B / H, (h + 1) * B / H)
+of every global batch of B.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+import grain
+import numpy as np
+from grain.experimental import index_shuffle
+
+from deepnarrow.errors import InputError
+from deepnarrow.modality import EXAMPLE_ID, EXAMPLE_MASK, Example, Source
+
+NumpyBatch = dict[str, np.ndarray]
+
+MAX_SEED = 2**31 - 1  # a seed is an int32 inside jit
+_EVAL_SEED = 2**32  # no training seed reaches it
+_MAX_STEPS = 2**40
+_SHUFFLE_ROUNDS = 4  # of the cipher that permutes an epoch; Grain's own shuffle takes 4
+
+
+class TrainStream:
+    """An endless iterator of training batches; its state is `step`.
+
+    Every batch has the keys of the examples, stacked along a leading axis of `batch_size /
+    process_count`, and `example_id` (int64, index in the source) and `example_mask` (float32, 1).
+    Each epoch runs through the whole source in an order of its own; a batch may span epochs.
+    Threads load ahead; `close()` (or leaving the `with` block) ends them.
+
+    Args:
+      source: what to read.
+      seed: of the order and of the examples' random numbers.
+      batch_size: examples of a global batch, over all hosts.
+      start_step: the stream begins where a fresh one would be after so many batches.
+      process_index: this host.
+      process_count: how many hosts there are.
+
+    Raises:
+      InputError: the source is empty, or a number is out of range.
+    """
+
+    def __init__(
+        self, source: Source, *, seed: int, batch_size: int, start_step: int = 0,
+        process_index: int = 0, process_count: int = 1,
+    ):
+        _check_source(source, batch_size)
+        check_seed(seed)
+        if not 0 <= process_index < process_count:
+            raise InputError("data", "process_index is out of range", got=process_index,
+                             expected=f"0..{process_count - 1}")
+        if batch_size % process_count:
+            raise InputError("data", "batch_size does not divide among the hosts", got=batch_size,
+                             expected=f"a multiple of {process_count}")
+        if not 0 <= start_step < _MAX_STEPS:
+            raise InputError("data", "start_step is out of range", got=start_step,
+                             expected=f"0..{_MAX_STEPS - 1}")
+        self._step = start_step
+        rows = batch_size // process_count
+        first = process_index * rows
+
+        def load(step: int) -> NumpyBatch:
+            start = step * batch_size + first
+            return _load_train(source, seed, range(start, start + rows))
+
+        steps = grain.MapDataset.range(start_step, _MAX_STEPS)
+        self._batches = iter(steps.map(load).to_iter_dataset(_read_options()))
+
+    @property
+    def step(self) -> int:
+        """Batches taken so far, those before `start_step` included."""
+        return self._step
+
+    def __iter__(self) -> TrainStream:
+        return self
+
+    def __next__(self) -> NumpyBatch:
+        batch = next(self._batches)
+        self._step += 1
+        return batch
+
+    def close(self) -> None:
+        """Ends the loading threads."""
+        self._batches.close()
+
+    def __enter__(self) -> TrainStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def eval_batches(source: Source, batch_size: int) -> Iterator[NumpyBatch]:
+    """Yields each example once, in order, in batches of one static shape.
+
+    The last batch is filled up by repeating the last example with `example_mask` 0.
+
+    Raises:
+      InputError: the source is empty or `batch_size` is below 1.
+    """
+    _check_source(source, batch_size)
+    return _eval_batches(source, batch_size)
+
+
+def _eval_batches(source: Source, batch_size: int) -> Iterator[NumpyBatch]:
+    def load(start: int) -> NumpyBatch:
+        indices = list(range(start, min(start + batch_size, source.num_examples)))
+        examples = [source.load(i, _element_rng(_EVAL_SEED, i)) for i in indices]
+        padding = batch_size - len(indices)
+        batch = _stack(examples + examples[-1:] * padding, indices + indices[-1:] * padding)
+        batch[EXAMPLE_MASK][len(indices):] = 0.0
+        return batch
+
+    starts = grain.MapDataset.range(0, source.num_examples, batch_size)
+    batches = iter(starts.map(load).to_iter_dataset(_read_options()))
+    try:
+        yield from batches
+    finally:
+        batches.close()
+
+
+def check_seed(seed: int) -> None:
+    """Raises `InputError` unless `seed` fits everywhere a seed goes."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError("data", "seed is out of range", got=seed, expected=f"0..{MAX_SEED}")
+
+
+def _check_source(source: Source, batch_size: int) -> None:
+    if source.num_examples < 1:
+        raise InputError("data", "the source has no examples", got=source.num_examples,
+                         expected=">= 1", hint="is the split empty, or its path wrong?")
+    if batch_size < 1:
+        raise InputError("data", "batch_size is out of range", got=batch_size, expected=">= 1")
+
+
+def _read_options() -> grain.ReadOptions:
+    # Buffered elements are whole batches, so a few are enough to stay ahead of the device.
+    threads = min(4, os.cpu_count() or 1)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+
+
+def _load_train(source: Source, seed: int, positions: Sequence[int]) -> NumpyBatch:
+    """Loads the elements at `positions` of the global stream."""
+    indices = [_shuffled_index(source.num_examples, seed, i) for i in positions]
+    examples = [source.load(index, _element_rng(seed, i))
+                for index, i in zip(indices, positions, strict=True)]
+    return _stack(examples, indices)
+
+
+def _shuffled_index(num_examples: int, seed: int, position: int) -> int:
+    """Returns which example stands at `position`; within an epoch this is a permutation."""
+    epoch, index = divmod(position, num_examples)
+    return index_shuffle(index, max_index=num_examples - 1, seed=_epoch_seed(seed, epoch),
+                         rounds=_SHUFFLE_ROUNDS)
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """Mixes both numbers: with `seed + epoch`, epoch 1 of seed 0 would be epoch 0 of seed 1."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def _element_rng(seed: int, position: int) -> np.random.Generator:
+    """Returns one element's generator: counter-based, so cheap to make and independent."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
+
+
+def _stack(examples: Sequence[Example], indices: Sequence[int]) -> NumpyBatch:
+    batch: NumpyBatch = {}
+    for name in examples[0]:
+        try:
+            batch[name] = np.stack([example[name] for example in examples])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"data, field {name!r}", "examples do not stack to a batch",
+                             got=error, expected="the same fields and shapes in every example",
+                             ) from error
+    batch[EXAMPLE_ID] = np.asarray(indices, np.int64)
+    batch[EXAMPLE_MASK] = np.ones(len(examples), np.float32)
+    return batch

@@ -1,0 +1,74 @@
+"""Linear maps between groups of axes, their initialisers, and dropout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from deepnarrow.modality import Key, StackOptions
+
+Initializer = Callable[..., jax.Array]
+
+
+def kernel_initializer(options: StackOptions, stddev: float) -> Initializer:
+    """Returns the initialiser of a kernel that is drawn as a matrix `[inputs, outputs]`.
+
+    `t5` draws normals with `stddev`, as Mesh TensorFlow's T5 does (its scales make up for the
+    absent 1/sqrt(d_kv)); `xavier` draws Xavier uniforms of the whole matrix (all heads side by
+    side), as Flax's attention does, and ignores `stddev`.
+    """
+    if options.init == "t5":
+        return nnx.initializers.normal(stddev)
+    return nnx.initializers.xavier_uniform()
+
+
+class Projection(nnx.Module):
+    """`x @ kernel + bias` from the axes `inputs` to the axes `outputs`.
+
+    Attributes:
+      kernel: float32 `[*inputs, *outputs]`.
+      bias: float32 `[*outputs]`, or None.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        options: StackOptions,
+        *,
+        stddev: float,
+        bias_init: Initializer = nnx.initializers.zeros,
+        rngs: nnx.Rngs,
+    ):
+        self.inputs, self.outputs = inputs, outputs
+        self.dtype = options.compute_dtype
+        flat = (math.prod(inputs), math.prod(outputs))
+        kernel = kernel_initializer(options, stddev)(rngs.params(), flat, jnp.float32)
+        self.kernel = nnx.Param(kernel.reshape(inputs + outputs))
+        if options.use_bias:
+            self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
+        else:
+            self.bias = None
+
+    def __call__(self, x: Float[Array, "*inputs"]) -> Float[Array, "*outputs"]:
+        """Maps `[..., *inputs]` to `[..., *outputs]` in the compute dtype."""
+        batch = x.shape[: x.ndim - len(self.inputs)]
+        x = x.astype(self.dtype).reshape(*batch, -1)  # [..., *inputs] -> [..., inputs]
+        # One plain matrix product, whatever the axes: the form XLA has its fastest kernels for.
+        kernel = self.kernel[...].astype(self.dtype).reshape(x.shape[-1], -1)
+        y = x @ kernel  # [..., inputs] -> [..., outputs]
+        y = y.reshape(batch + self.outputs)  # [..., outputs] -> [..., *outputs]
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def dropout(x: Float[Array, "*axes"], rate: float, key: Key | None) -> Float[Array, "*axes"]:
+    """Zeroes each element with probability `rate` and scales the rest; no key, no dropout."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))

@@ -1,0 +1,41 @@
+"""The MLP of a Transformer layer."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from deepnarrow.layers.linear import Projection, dropout
+from deepnarrow.modality import Key, StackOptions
+from deepnarrow.shape import Shape
+
+# ViT's MLP biases start as tiny normals (big_vision, as Dosovitskiy et al. 2021); T5 has none.
+BIAS_STDDEV = 1e-6
+
+
+class MLP(nnx.Module):
+    """`wo(dropout(activation(wi(x))))`.
+
+    Attributes:
+      wi: kernel `[d_model, d_ff]`.
+      wo: kernel `[d_ff, d_model]`.
+    """
+
+    def __init__(self, shape: Shape, options: StackOptions, *, rngs: nnx.Rngs):
+        self.activation, self.dropout_rate = options.activation, options.dropout_rate
+        bias_init = (nnx.initializers.normal(BIAS_STDDEV) if options.init == "xavier"
+                     else nnx.initializers.zeros)
+        self.wi = Projection((shape.d_model,), (shape.d_ff,), options,
+                             stddev=shape.d_model**-0.5, bias_init=bias_init, rngs=rngs)
+        self.wo = Projection((shape.d_ff,), (shape.d_model,), options,
+                             stddev=shape.d_ff**-0.5, bias_init=bias_init, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "... d_model"], *, key: Key | None = None
+    ) -> Float[Array, "... d_model"]:
+        """Applies the MLP to every position; `key` feeds dropout, None for none."""
+        x = self.wi(x)  # [..., d_model] -> [..., d_ff]
+        x = jax.nn.relu(x) if self.activation == "relu" else jax.nn.gelu(x, approximate=True)
+        x = dropout(x, self.dropout_rate, key)
+        return self.wo(x)  # [..., d_ff] -> [..., d_model]

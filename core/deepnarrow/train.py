@@ -1,0 +1,458 @@
+"""Training: one pure `train_step`, and the loop that feeds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clu import metrics as clu_metrics
+from jaxtyping import Array, Bool, Float, Int
+
+from deepnarrow.checkpoint import Checkpointer
+from deepnarrow.data import TrainStream, check_seed, eval_batches
+from deepnarrow.errors import InputError
+from deepnarrow.modality import Batch, Key, LossOutput, Model, Params, Source
+from deepnarrow.optim import make_optimizer
+from deepnarrow.protocol import OptimizerConfig, RunOptions
+from deepnarrow.records import CurvePoint, Stage, Status
+
+Scalar = Float[Array, ""]
+Metrics = dict[str, tuple[Scalar, Scalar]]  # name -> (sum, weight)
+
+WARMUP_STEPS = 3  # left out of the step time: compilation, cold caches
+MIN_TIMED_STEPS = 20  # fewer make no step time
+PROGRESS_SECONDS = 0.5  # between two reports of progress
+_INIT, _STEPS = 0, 1  # the two uses of a seed's key
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes.
+
+    Attributes:
+      step: int32 scalar, updates applied.
+      params: the model's parameters.
+      opt_state: the optimiser's state.
+      finite: bool scalar; False once a loss, gradient or update was not finite. From then on
+        nothing changes any more, so what is saved or evaluated is always finite.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    finite: Bool[Array, ""]
+
+
+def train_step(
+    state: TrainState, batch: Batch, seed: Int[Array, ""], *, model: Model,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+    """Makes one update: pure, so it can be jitted, vmapped over seeds and sharded.
+
+    The objective is `loss_sum / weight_sum + aux_loss`. Randomness depends on (seed, step) alone.
+    The metrics are the model's and `loss` (without `aux_loss`), `grad_norm` (before clipping) and
+    `finite`.
+    """
+    key = jax.random.fold_in(_key(seed, _STEPS), state.step)
+    objective = jax.value_and_grad(_objective, has_aux=True)
+    (loss, out), grads = objective(state.params, batch, key, model)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    grad_norm = optax.global_norm(grads)
+    total = loss + grad_norm + optax.global_norm(updates)  # not finite if one of them is not
+    finite = state.finite & jnp.isfinite(total)
+    updated = (state.step + 1, params, opt_state)
+    step, params, opt_state = jax.tree.map(
+        functools.partial(jnp.where, finite), updated, (state.step, state.params, state.opt_state)
+    )
+    one = jnp.float32(1.0)
+    metrics = _metrics(out) | {"grad_norm": (grad_norm, one),
+                               "finite": (finite.astype(jnp.float32), one)}
+    return TrainState(step, params, opt_state, finite), metrics
+
+
+def _key(seed: int | Int[Array, ""], use: int) -> Key:
+    return jax.random.fold_in(jax.random.key(seed), use)
+
+
+def _objective(params: Params, batch: Batch, key: Key, model: Model) -> tuple[Scalar, LossOutput]:
+    out = model.loss(params, batch, key, train=True)
+    # A batch may hold nothing that counts (all padding): its loss is 0, not 0 / 0.
+    weight = jnp.where(out.weight_sum > 0, out.weight_sum, 1.0)
+    return out.loss_sum / weight + out.aux_loss, out
+
+
+def _metrics(out: LossOutput) -> Metrics:
+    return {**out.metrics, "loss": (out.loss_sum, out.weight_sum)}
+
+
+# --- the compiled program ------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A model with its optimiser, compiled: every function is jitted.
+
+    Seeds are arguments, so trials that differ by their seed share one program.
+
+    Attributes:
+      model: what is trained.
+      total_steps: updates in all; the schedule ends there.
+      init: `init(seed) -> TrainState` with fresh parameters.
+      start: `start(params) -> TrainState` from given parameters, which are copied.
+      step: `step(state, batch, seed) -> (state, metrics)`; the state passed in is consumed.
+      eval_step: `eval_step(params, batch) -> metrics`, each name -> (sum, weight), `loss` included.
+      features: the model's, [batch, d].
+      predict: the model's, [batch, ...].
+      score: the model's, [batch], or None.
+    """
+
+    model: Model
+    total_steps: int
+    init: Callable[[Any], TrainState]
+    start: Callable[[Params], TrainState]
+    step: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+    eval_step: Callable[[Params, Batch], Metrics]
+    features: Callable[[Params, Batch], jax.Array]
+    predict: Callable[[Params, Batch], jax.Array]
+    score: Callable[[Params, Batch], jax.Array] | None
+
+
+def make_program(model: Model, optimizer: OptimizerConfig, total_steps: int) -> Program:
+    """Returns the compiled program of `model`; compiling itself happens at the first calls.
+
+    Raises:
+      InputError: the optimiser's schedule does not fit `total_steps`.
+    """
+    transformation = make_optimizer(optimizer, total_steps, model.param_axes)
+
+    def start(params: Params) -> TrainState:
+        # Copied, because `step` consumes its state and the caller keeps the params.
+        params = jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.int32(0), params, transformation.init(params), jnp.bool_(True))
+
+    def eval_step(params: Params, batch: Batch) -> Metrics:
+        return _metrics(model.loss(params, batch, None, train=False))
+
+    step = functools.partial(train_step, model=model, optimizer=transformation)
+    return Program(
+        model=model, total_steps=total_steps,
+        init=jax.jit(lambda seed: start(model.init(_key(seed, _INIT)))),
+        start=jax.jit(start),
+        step=jax.jit(step, donate_argnums=0),
+        eval_step=jax.jit(eval_step),
+        features=jax.jit(model.features),
+        predict=jax.jit(model.predict),
+        score=jax.jit(model.score) if model.score is not None else None,
+    )
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+class Meter:
+    """Sums metrics over steps on the host, in float64; converting waits until it is asked for."""
+
+    def __init__(self, totals: Mapping[str, tuple[float, float]] | None = None):
+        self._totals = {name: _average(*pair) for name, pair in (totals or {}).items()}
+        self._pending: list[Metrics] = []
+
+    def add(self, metrics: Metrics) -> None:
+        """Takes one step's metrics without waiting for them."""
+        self._pending.append(metrics)
+
+    def collect(self, leave: int = 0) -> None:
+        """Adds up all but the last `leave` steps' metrics; waits for the device to finish them."""
+        ready = self._pending[: len(self._pending) - leave]
+        self._pending = self._pending[len(ready):]
+        for metrics in jax.device_get(ready):
+            for name, pair in metrics.items():
+                new = _average(*pair)
+                old = self._totals.get(name)
+                self._totals[name] = new if old is None else old.merge(new)
+
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """Returns (sum, weight) by name."""
+        self.collect()
+        return {name: (float(a.total), float(a.count)) for name, a in self._totals.items()}
+
+    def means(self) -> dict[str, float]:
+        """Returns the weighted mean of each metric; NaN where nothing was counted."""
+        self.collect()
+        return {name: float(a.compute()) if a.count else float("nan")
+                for name, a in self._totals.items()}
+
+
+def _average(total: Any, count: Any) -> clu_metrics.Average:
+    # float64 on the host: float32 sums drift over the batches of a large source.
+    make: Any = clu_metrics.Average  # a dataclass, which type checkers cannot see
+    return make(total=np.float64(total), count=np.float64(count))
+
+
+def evaluate(
+    program: Program, params: Params, source: Source, batch_size: int
+) -> dict[str, float]:
+    """Returns each metric's mean over the whole of `source`, `loss` included."""
+    meter = Meter()
+    for batch in eval_batches(source, batch_size):
+        meter.add(program.eval_step(params, batch))
+        meter.collect(leave=1)  # the device works on this batch while the host loads the next
+    return meter.means()
+
+
+# --- the loop ------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What training gave.
+
+    Attributes:
+      state: the last state; its params are finite.
+      curve: points of this run, from before any interruption too.
+      step_time_s: median seconds a step, completion to completion; None below 20 timed steps.
+      status: `done`, `diverged` or `preempted`.
+      steps: updates applied in all.
+      seconds: wall time of the loop, from before any interruption too.
+    """
+
+    state: TrainState
+    curve: tuple[CurvePoint, ...]
+    step_time_s: float | None
+    status: Status
+    steps: int
+    seconds: float
+
+
+class StepTimer:
+    """Times steps from completion to completion, so that running ahead hides nothing."""
+
+    def __init__(self, saved: float | None = None):
+        self._saved, self._last, self._skip = saved, None, WARMUP_STEPS
+        self._seconds: list[float] = []
+
+    def completed(self) -> None:
+        """Notes that a step has just been completed."""
+        now = time.perf_counter()
+        if self._last is not None:
+            if self._skip:
+                self._skip -= 1
+            else:
+                self._seconds.append(now - self._last)
+        self._last = now
+
+    def pause(self) -> None:
+        """Leaves out the time until the next completion: something else was done."""
+        self._last = None
+
+    def median(self) -> float | None:
+        """Returns the median, that of before an interruption where too few were timed since."""
+        enough = len(self._seconds) >= MIN_TIMED_STEPS
+        return statistics.median(self._seconds) if enough else self._saved
+
+
+@dataclasses.dataclass
+class _Log:
+    """What the host knows of a run; saved beside the state, so it survives an interruption."""
+
+    stage: Stage
+    curve: list[CurvePoint]
+    meter: Meter
+    timer: StepTimer
+    seconds_before: float
+    began: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @classmethod
+    def make(cls, stage: Stage, extra: Mapping[str, Any]) -> _Log:
+        points = [CurvePoint(stage, *point) for point in extra.get("curve", ())]
+        return cls(stage, points, Meter(extra.get("totals")), StepTimer(extra.get("step_time_s")),
+                   extra.get("seconds", 0.0))
+
+    def extra(self) -> dict[str, Any]:
+        return {"curve": [[p.step, p.name, p.value] for p in self.curve],
+                "totals": self.meter.totals(), "step_time_s": self.timer.median(),
+                "seconds": self.seconds()}
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def add_points(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        for name, value in sorted(values.items()):
+            finite = float(value) if np.isfinite(value) else None
+            self.curve.append(CurvePoint(self.stage, step, f"{split}/{name}", finite))
+
+
+@dataclasses.dataclass
+class _Progress:
+    """Tells the caller how far training is, not more often than a person can read."""
+
+    report: Callable[[int, int, str], None] | None
+    total: int
+    batch_size: int
+    step: int
+    loss: float | None = None
+    when: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def update(self, step: int, *, now: bool = False) -> None:
+        seconds = time.perf_counter() - self.when
+        if self.report is None or not (now or seconds >= PROGRESS_SECONDS):
+            return
+        rate = (step - self.step) * self.batch_size / seconds if seconds > 0 else 0.0
+        text = f"{rate:,.0f} examples/s" if rate else ""
+        text = text if self.loss is None else f"loss {self.loss:.4g}  {text}"
+        self.report(step, self.total, text)
+        self.step, self.when = step, time.perf_counter()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The parts of one call of `train`."""
+
+    program: Program
+    seed: int
+    batch_size: int
+    run: RunOptions
+    validation: Source | None
+    checkpointer: Checkpointer | None
+    on_log: Callable[[int, Mapping[str, float]], None] | None
+    should_stop: Callable[[], bool]
+    log: _Log
+    progress: _Progress
+
+    def steps(self, state: TrainState, stream: TrainStream) -> tuple[TrainState, Status]:
+        """Steps until the end, a divergence, or a request to stop."""
+        total, previous = self.program.total_steps, None
+        seed = np.int32(self.seed)
+        while stream.step < total:
+            if self.should_stop():
+                self.save(state, stream.step)
+                return state, self.diverged(state) or "preempted"
+            state, metrics = self.program.step(state, next(stream), seed)
+            step = stream.step
+            # Waiting for the step before this one keeps the device busy and the host one ahead.
+            if previous is not None:
+                finite = bool(previous["finite"][0])
+                self.log.timer.completed()
+                if not finite:
+                    break
+            previous = metrics
+            self.log.meter.add(metrics)
+            self.progress.update(step)
+            if self.due(step) and self.observe(state, step):
+                break
+        return state, self.diverged(state) or "done"
+
+    def due(self, step: int) -> bool:
+        every = (self.run.log_every, self.run.eval_every, self.run.checkpoint_every)
+        return step == self.program.total_steps or any(n and step % n == 0 for n in every)
+
+    def observe(self, state: TrainState, step: int) -> bool:
+        """Logs, evaluates and saves what is due after `step`; returns True if it diverged."""
+        if not bool(state.finite):
+            return True
+        last = step == self.program.total_steps
+        if last or step % self.run.log_every == 0:
+            self.write_log(step)
+        if last or (self.run.eval_every and step % self.run.eval_every == 0):
+            self.evaluate(state, step)
+        if last or step % self.run.checkpoint_every == 0:
+            self.save(state, step)
+        return False
+
+    def write_log(self, step: int) -> None:
+        values = self.log.meter.means()
+        del values["finite"]
+        self.log.meter = Meter()
+        self.log.add_points(step, "train", values)
+        self.progress.loss = values["loss"]
+        self.progress.update(step, now=True)
+        if self.on_log is not None:
+            self.on_log(step, values)
+
+    def evaluate(self, state: TrainState, step: int) -> None:
+        if self.validation is not None:
+            values = evaluate(self.program, state.params, self.validation, self.batch_size)
+            self.log.add_points(step, "validation", values)
+            self.log.timer.pause()
+
+    def save(self, state: TrainState, step: int) -> None:
+        if self.checkpointer is None or not bool(state.finite):
+            return
+        if self.checkpointer.latest_step() != step:
+            self.checkpointer.save(step, state, self.log.extra())
+            self.log.timer.pause()
+
+    def diverged(self, state: TrainState) -> Status | None:
+        """Ends the curve of a run that diverged with an empty point at the step that did it."""
+        if bool(state.finite):
+            return None
+        self.log.add_points(int(state.step) + 1, "train", {"loss": float("nan")})
+        return "diverged"
+
+
+def train(
+    program: Program, source: Source, *, seed: int, batch_size: int, run: RunOptions,
+    stage: Stage = "upstream", validation: Source | None = None,
+    initial_params: Params | None = None, checkpointer: Checkpointer | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    on_log: Callable[[int, Mapping[str, float]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Trains for `program.total_steps` updates, going on from the newest checkpoint, if any.
+
+    On an unchanged device, an interrupted run ends with the same bits as an unbroken one: state,
+    data order, random numbers and curve.
+
+    Args:
+      program: what to train.
+      source: examples to train on.
+      seed: of initialisation, data order and dropout.
+      batch_size: examples a step; `validation` is evaluated in batches of the same size.
+      run: how often to log, evaluate and save.
+      stage: written on the curve's points.
+      validation: evaluated every `run.eval_every` steps and after the last.
+      initial_params: where training starts; fresh ones if None. They are copied.
+      checkpointer: where to save and to look for a checkpoint; None to do neither.
+      progress: called as `progress(step, total_steps, text)`.
+      on_log: called as `on_log(step, metrics)` with the means since the last call.
+      should_stop: asked before each step; if it says True, the state is saved and training ends.
+
+    Returns:
+      The result. A loss, gradient or update that is not finite is never applied and ends training
+      as `diverged`; nothing is saved after it.
+
+    Raises:
+      InputError: the seed or batch size is out of range, the source is empty, or the checkpoint
+        belongs to another model or ends beyond `total_steps`.
+    """
+    check_seed(seed)
+    state, extra = _begin(program, seed, initial_params, checkpointer)
+    start, log = int(state.step), _Log.make(stage, extra)
+    loop = _Loop(program, seed, batch_size, run, validation, checkpointer, on_log,
+                 should_stop or (lambda: False), log,
+                 _Progress(progress, program.total_steps, batch_size, start))
+    loop.progress.update(start, now=True)
+    with TrainStream(source, seed=seed, batch_size=batch_size, start_step=start) as stream:
+        state, status = loop.steps(state, stream)
+    if checkpointer is not None:
+        checkpointer.wait()
+    return TrainResult(state, tuple(log.curve), log.timer.median(), status, int(state.step),
+                       log.seconds())
+
+
+def _begin(
+    program: Program, seed: int, initial_params: Params | None, checkpointer: Checkpointer | None
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state to go on from, and what was saved beside it."""
+    saved = None if checkpointer is None else checkpointer.latest_step()
+    if checkpointer is not None and saved is not None:
+        if saved > program.total_steps:
+            raise InputError(f"checkpoint directory {checkpointer.directory}",
+                             "holds a longer run", got=f"step {saved}",
+                             expected=f"<= {program.total_steps} steps",
+                             hint="the budget changed; train in a fresh directory")
+        return checkpointer.restore(jax.eval_shape(program.init, np.int32(seed)))
+    if initial_params is not None:
+        return program.start(initial_params), {}
+    return program.init(np.int32(seed)), {}

@@ -1,0 +1,143 @@
+"""Transfer, text to text: the input names the task, the target is the label in words. No JAX.
+
+`stdlib_module`: to which of six packages does a docstring belong? See `corpus.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from deepnarrow.errors import InputError
+from deepnarrow.modality import Batch, Example, Metric, Scores, Source, Task
+from deepnarrow_text_t5.cache import digest
+from deepnarrow_text_t5.corpus import CLASSES, SPLITS
+from deepnarrow_text_t5.sources import TextData, open_data, pad_to
+from deepnarrow_text_t5.vocabulary import EOS_ID, PAD_ID
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+PROMPT = "stdlib module: "
+
+
+def tasks(data_options: ConfigDict, options: ConfigDict) -> Mapping[str, Task]:
+    """Returns the transfer tasks of the data by name; nothing is read before it is needed."""
+    del options  # lengths and vocabulary follow from the data's options
+    task = module_task(data_options)
+    return {task.name: task}
+
+
+def module_task(data_options: ConfigDict) -> Task:
+    """Returns `stdlib_module`: rank classification of the six packages' names."""
+
+    def rows(split: str) -> Rows:
+        if split not in SPLITS:
+            raise InputError("task 'stdlib_module'", "no such split", got=split,
+                             expected=f"one of {', '.join(SPLITS)}")
+        return _rows(data_options.source, data_options.num_pieces, data_options.input_length,
+                     split)
+
+    def candidates(batch: Batch) -> Sequence[Batch]:
+        words = _label_words(open_data(data_options))
+        size = len(batch["inputs"])
+        return [{**batch, "targets": np.tile(word, (size, 1))} for word in words]
+
+    return Task(
+        name="stdlib_module", kinds=frozenset({"few_shot", "fine_tune"}),
+        examples=lambda split: rows(split).source(), metric=Metric("accuracy", "max"),
+        score=score_accuracy, num_classes=len(CLASSES), candidates=candidates,
+        baseline=lambda split: rows(split).bag_of_pieces(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """One split, tokenised.
+
+    Attributes:
+      inputs: int32 [n, input_length]: prompt, text (cut where it is longer), EOS, padding.
+      targets: int32 [n, target_length]: the label's word, EOS, padding.
+      labels: int32 [n]: indices into `CLASSES`.
+      prompt_length: tokens of the prompt.
+      table_size: rows of the embedding table.
+      content_hash: sha256 of all of it.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    labels: np.ndarray
+    prompt_length: int
+    table_size: int
+    content_hash: str
+
+    def source(self) -> Source:
+        """Returns the split as a source of examples `inputs`, `targets`, `label`."""
+
+        def load(index: int, rng: np.random.Generator) -> Example:
+            del rng  # nothing is drawn
+            return {"inputs": self.inputs[index], "targets": self.targets[index],
+                    "label": self.labels[index]}
+
+        return Source(
+            num_examples=len(self.labels), load=load, content_hash=self.content_hash,
+            tokens_per_example=self.inputs.shape[1] + self.targets.shape[1],
+            labels=lambda: self.labels,
+        )
+
+    def bag_of_pieces(self) -> Float[np.ndarray, "n table"]:
+        """Returns log(1 + count) of each piece in the text the model sees, prompt left out."""
+        counts = np.zeros((len(self.labels), self.table_size), np.float32)
+        texts = self.inputs[:, self.prompt_length:]
+        row = np.broadcast_to(np.arange(len(texts))[:, None], texts.shape)
+        np.add.at(counts, (row, texts), 1.0)
+        counts[:, [PAD_ID, EOS_ID]] = 0.0
+        return np.log1p(counts)
+
+
+@functools.cache
+def _rows(source: str, num_pieces: int, input_length: int, split: str) -> Rows:
+    from ml_collections import ConfigDict
+
+    data = open_data(ConfigDict(
+        {"source": source, "num_pieces": num_pieces, "input_length": input_length}))
+    prompt = data.vocabulary.encode(PROMPT)
+    if len(prompt) + 2 > data.lengths.inputs:
+        raise InputError("text_t5 data", "input_length leaves no room for the task's prompt",
+                         got=input_length, expected=f">= {len(prompt) + 2}")
+    texts = [text for text, _ in data.corpus.labelled[split]]
+    labels = np.array([label for _, label in data.corpus.labelled[split]], np.int32)
+    words = _label_words(data)
+    inputs = np.stack([pad_to([*prompt, *ids], data.lengths.inputs)
+                       for ids in data.vocabulary.encode_all(texts)])
+    targets = words[labels]  # [classes, target_length] -> [n, target_length]
+    content = digest([inputs.tobytes(), targets.tobytes(), labels.tobytes()])
+    return Rows(inputs, targets, labels, len(prompt), data.vocabulary.table_size, content)
+
+
+def _label_words(data: TextData) -> Int[np.ndarray, "classes target_length"]:
+    """The classes' names as targets."""
+    words = data.vocabulary.encode_all(CLASSES)
+    longest = max(len(word) for word in words) + 1
+    if longest > data.lengths.targets:
+        raise InputError("text_t5 data", "targets are too short for the labels' words",
+                         got=f"{data.lengths.targets} tokens", expected=f">= {longest}",
+                         hint="raise input_length")
+    return np.stack([pad_to(word, data.lengths.targets) for word in words])
+
+
+def score_accuracy(
+    predictions: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
+) -> Scores:
+    """Returns the share of examples whose likeliest candidate is the label's, and 0 or 1 for each.
+
+    >>> score_accuracy(np.array([[-1.0, -3.0], [-2.0, -1.0]]), np.array([0, 0])).metrics
+    {'accuracy': 0.5}
+    """
+    correct = (np.argmax(predictions, axis=-1) == labels).astype(np.float64)
+    return Scores({"accuracy": float(correct.mean())}, correct)

@@ -1,0 +1,300 @@
+"""The Vision Transformer (Dosovitskiy et al., 2021), equal to big_vision's `models/vit.py`.
+
+One departure: a head's width is `shape.d_kv`, whatever `d_model / num_heads` is, so that shapes can
+scale it on its own. Where the two agree, so do the models (tests/vision_vit/test_golden.py).
+
+Params: `embedding`, `position` (learned only), `encoder` (the stack), `pooling` (`tok` and `map`
+only), `head` (none with `num_classes` 0). Nothing here knows what fills the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from deepnarrow.errors import InputError
+from deepnarrow.layers.attention import Attention
+from deepnarrow.layers.linear import dropout
+from deepnarrow.layers.mlp import MLP
+from deepnarrow.layers.norms import make_norm
+from deepnarrow.layers.stack import bind_module, init_module
+from deepnarrow.modality import (
+    EXAMPLE_MASK,
+    Batch,
+    Key,
+    LossOutput,
+    Model,
+    Params,
+    Stack,
+    axes_tree,
+)
+from deepnarrow.shape import Shape
+from deepnarrow_vision_vit.frame import count_frame, pooling_options
+from deepnarrow_vision_vit.options import WHERE, check_options, grid_size
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+SINCOS_TEMPERATURE = 10_000.0
+HEAD_PATHS = (("head", "kernel"), ("head", "bias"))
+
+
+# --- the parts of the frame -----------------------------------------------------------------------
+class PatchEmbedding(nnx.Module):
+    """A linear map of each patch: a convolution whose stride is its kernel's size.
+
+    Attributes:
+      kernel: float32 `[patch, patch, channels, d_model]`.
+      bias: float32 `[d_model]`.
+    """
+
+    def __init__(self, d_model: int, options: ConfigDict, *, rngs: nnx.Rngs):
+        self.dtype = options.compute_dtype
+        size = (options.patch_size, options.patch_size, options.channels, d_model)
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), size, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(d_model, jnp.float32))
+
+    def __call__(
+        self, image: Float[Array, "batch size size channels"]
+    ) -> Float[Array, "batch length d_model"]:
+        """Embeds the patches row by row, in the compute dtype."""
+        patches = extract_patches(image.astype(self.dtype), self.kernel.shape[0])
+        # [patch, patch, channels, d_model] -> [patch * patch * channels, d_model]
+        kernel = self.kernel[...].astype(self.dtype).reshape(-1, self.kernel.shape[-1])
+        # [batch, length, patch * patch * channels] -> [batch, length, d_model]
+        return patches @ kernel + self.bias[...].astype(self.dtype)
+
+
+class LearnedPosition(nnx.Module):
+    """One learned vector a patch.
+
+    Attributes:
+      embedding: float32 `[1, length, d_model]`, at first normal with standard deviation
+        1 / sqrt(d_model).
+    """
+
+    def __init__(self, length: int, d_model: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(d_model**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (1, length, d_model), jnp.float32))
+
+
+class TokenPooling(nnx.Module):
+    """A learned class token that goes through the encoder with the patches, before them.
+
+    Attributes:
+      token: float32 `[1, 1, d_model]`, zeros at first.
+    """
+
+    def __init__(self, d_model: int):
+        self.token = nnx.Param(jnp.zeros((1, 1, d_model), jnp.float32))
+
+
+class MapPooling(nnx.Module):
+    """Multihead attention pooling (Lee et al. 2019; Zhai et al. 2022): a learned probe attends.
+
+    Attributes:
+      probe: float32 `[1, 1, d_model]`.
+      attention, norm, mlp: one layer of a Transformer; only the MLP has a residual branch.
+    """
+
+    def __init__(self, shape: Shape, *, rngs: nnx.Rngs):
+        options = pooling_options()
+        init = nnx.initializers.xavier_uniform()
+        self.probe = nnx.Param(init(rngs.params(), (1, 1, shape.d_model), jnp.float32))
+        self.attention = Attention(shape, options, rngs=rngs)
+        self.norm = make_norm(shape.d_model, options)
+        self.mlp = MLP(shape, options, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length d_model"]
+    ) -> Float[Array, "batch d_model"]:
+        """Pools all positions into one vector, float32."""
+        # [1, 1, d_model] -> [batch, 1, d_model]
+        probe = jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[2]))
+        pooled = self.attention(probe, x)  # [batch, length, d_model] -> [batch, 1, d_model]
+        pooled += self.mlp(self.norm(pooled))
+        return pooled[:, 0]  # [batch, 1, d_model] -> [batch, d_model]
+
+
+class Frame(nnx.Module):
+    """What stands before and after the encoder."""
+
+    def __init__(self, shape: Shape, options: ConfigDict, *, rngs: nnx.Rngs):
+        self.grid, self.dropout_rate = grid_size(options), options.dropout_rate
+        self.embedding = PatchEmbedding(shape.d_model, options, rngs=rngs)
+        self.position = (LearnedPosition(self.grid**2, shape.d_model, rngs=rngs)
+                         if options.position == "learn" else None)
+        self.pooling = make_pooling(shape, options, rngs=rngs)
+        self.head = make_head(shape.d_model, options, rngs=rngs)
+
+    def embed(
+        self, image: Float[Array, "batch size size channels"], key: Key | None
+    ) -> Float[Array, "batch length d_model"]:
+        """Images to the encoder's input, in the compute dtype; `key` feeds dropout."""
+        x = self.embedding(image)  # [batch, size, size, channels] -> [batch, patches, d_model]
+        position = (sincos_position(self.grid, x.shape[-1]) if self.position is None
+                    else self.position.embedding[...])
+        x += position.astype(x.dtype)
+        if isinstance(self.pooling, TokenPooling):
+            token = self.pooling.token[...].astype(x.dtype)
+            token = jnp.broadcast_to(token, (x.shape[0], *token.shape[1:]))
+            x = jnp.concatenate([token, x], axis=1)  # -> [batch, 1 + patches, d_model]
+        return dropout(x, self.dropout_rate, key)
+
+    def pool(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch d_model"]:
+        """The encoder's output to one vector an image, float32."""
+        x = x.astype(jnp.float32)
+        if isinstance(self.pooling, MapPooling):
+            return self.pooling(x)
+        if isinstance(self.pooling, TokenPooling):
+            return x[:, 0]  # [batch, length, d_model] -> [batch, d_model]
+        return x.mean(axis=1)  # [batch, length, d_model] -> [batch, d_model]
+
+    def classify(self, pooled: Float[Array, "batch d_model"]) -> Float[Array, "batch classes"]:
+        """Pooled vectors to logits, float32.
+
+        Raises:
+          InputError: the model has no head.
+        """
+        if self.head is None:
+            raise InputError(WHERE, "a model without a head has features only",
+                             got="num_classes 0", hint="set num_classes")
+        return self.head(pooled)  # [batch, d_model] -> [batch, classes]
+
+
+def make_pooling(
+    shape: Shape, options: ConfigDict, *, rngs: nnx.Rngs
+) -> TokenPooling | MapPooling | None:
+    """Returns what pools with parameters, or None for the mean."""
+    if options.pool_type == "tok":
+        return TokenPooling(shape.d_model)
+    return MapPooling(shape, rngs=rngs) if options.pool_type == "map" else None
+
+
+def make_head(d_model: int, options: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Linear | None:
+    """Returns the classifier, or None without classes."""
+    if not options.num_classes:
+        return None
+    kernel_init = (nnx.initializers.zeros if options.head_zeroinit
+                   else nnx.initializers.lecun_normal())
+    return nnx.Linear(d_model, options.num_classes, kernel_init=kernel_init, rngs=rngs)
+
+
+def extract_patches(
+    image: Float[Array, "batch size size channels"], patch: int
+) -> Float[Array, "batch length patch_values"]:
+    """Cuts images into patches, row by row; a patch's values are in the order row, column, channel.
+
+    >>> extract_patches(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 1].tolist()
+    [2.0, 3.0, 6.0, 7.0]
+    """
+    batch, size, _, channels = image.shape
+    grid = size // patch
+    # [batch, size, size, channels] -> [batch, row, patch, column, patch, channels]
+    x = image.reshape(batch, grid, patch, grid, patch, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # -> [batch, row, column, patch, patch, channels]
+    return x.reshape(batch, grid**2, patch**2 * channels)  # -> [batch, length, patch_values]
+
+
+def sincos_position(grid: int, d_model: int) -> Float[Array, "1 length d_model"]:
+    """Fixed sines and cosines of a patch's column and row (Chen et al. 2021, MoCo v3).
+
+    A quarter of the channels each: sin(column w), cos(column w), sin(row w), cos(row w), with
+    frequencies w from 1 down to 1/10000 in geometric steps.
+    """
+    quarter = d_model // 4
+    omega = SINCOS_TEMPERATURE ** -(jnp.arange(quarter) / (quarter - 1))
+    row, column = jnp.divmod(jnp.arange(grid**2), grid)
+    row = row[:, None] * omega  # [length] -> [length, d_model / 4]
+    column = column[:, None] * omega  # [length] -> [length, d_model / 4]
+    waves = [jnp.sin(column), jnp.cos(column), jnp.sin(row), jnp.cos(row)]
+    return jnp.concatenate(waves, axis=1)[None]  # -> [1, length, d_model]
+
+
+def example_losses(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], options: ConfigDict
+) -> Float[Array, " batch"]:
+    """The loss of each example: cross-entropy, or binary cross-entropies summed over classes.
+
+    Targets are one-hot, `label_smoothing` of them spread evenly over all classes.
+    """
+    targets = jax.nn.one_hot(labels, options.num_classes)  # [batch] -> [batch, classes]
+    targets = optax.smooth_labels(targets, options.label_smoothing)
+    if options.loss == "sigmoid":
+        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+# --- assembling -----------------------------------------------------------------------------------
+class Encoded(NamedTuple):
+    """An encoded batch: the bound frame, `pooled` [batch, d_model], the encoder's aux loss."""
+
+    frame: Frame
+    pooled: Array
+    aux_loss: Array
+
+
+def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> Model:
+    """Returns the ViT around the filled encoder. A batch holds `image` and, to train, `label`.
+
+    `features` are the pooled vectors before the head (big_vision's `pre_logits`); `predict` returns
+    logits `[batch, num_classes]`.
+
+    Raises:
+      InputError: the options make no model.
+    """
+    check_options(shape, options)
+    encoder = stacks["encoder"]
+
+    def make_frame(rngs: nnx.Rngs) -> Frame:
+        return Frame(shape, options, rngs=rngs)
+
+    def init(key: Key) -> Params:
+        frame_key, encoder_key = jax.random.split(key)
+        return {**init_module(make_frame, frame_key), "encoder": encoder.init(encoder_key)}
+
+    def encode(params: Params, image: Array, key: Key | None, train: bool) -> Encoded:
+        frame = bind_module(make_frame, {k: v for k, v in params.items() if k != "encoder"})
+        frame_key, encoder_key = (None, None) if key is None else jax.random.split(key)
+        x = frame.embed(image, frame_key if train else None)
+        out = encoder.apply(params["encoder"], x, key=encoder_key, train=train)
+        # [batch, length, d_model] -> [batch, d_model]
+        return Encoded(frame, frame.pool(out.x), out.aux_loss)
+
+    def features(params: Params, batch: Batch) -> Array:
+        return encode(params, batch["image"], None, train=False).pooled
+
+    def predict(params: Params, batch: Batch) -> Array:
+        frame, pooled, _ = encode(params, batch["image"], None, train=False)
+        return frame.classify(pooled)
+
+    def loss(params: Params, batch: Batch, key: Key | None, *, train: bool) -> LossOutput:
+        frame, pooled, aux_loss = encode(params, batch["image"], key, train)
+        logits = frame.classify(pooled)
+        return _sum_losses(logits, batch["label"], batch[EXAMPLE_MASK], aux_loss, options)
+
+    axes = axes_tree(count_frame(shape, options).arrays)
+    axes["encoder"] = axes_tree(encoder.count().arrays)
+    return Model(
+        init=init, loss=loss, features=features, predict=predict, param_axes=axes,
+        head_paths=HEAD_PATHS if options.num_classes else (),
+    )
+
+
+def _sum_losses(
+    logits: Array, labels: Array, weights: Array, aux_loss: Array, options: ConfigDict
+) -> LossOutput:
+    correct = (logits.argmax(axis=-1) == labels).astype(jnp.float32)  # [batch, classes] -> [batch]
+    weight_sum = weights.sum()
+    return LossOutput(
+        loss_sum=(example_losses(logits, labels, options) * weights).sum(),
+        weight_sum=weight_sum,
+        aux_loss=aux_loss,
+        metrics={"accuracy": ((correct * weights).sum(), weight_sum)},
+    )

@@ -1,0 +1,210 @@
+"""Labelled images: where they come from, how they are split, scaled and augmented. Imports no JAX.
+
+The one source so far is scikit-learn's handwritten digits: 1,797 real 8x8 scans from the test set
+of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998), labelled by
+people. They come with a dependency, so that a study runs without any download.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepnarrow.errors import InputError, suggest
+from deepnarrow.modality import Example, Source
+from deepnarrow.protocol import check_choice
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+WHERE = "vision_vit data"
+AUGMENTATIONS = ("none", "shift")
+
+# Split name -> the half-open share of [0, 1) that an image's hash must fall into.
+Splits = Mapping[str, tuple[float, float]]
+UPSTREAM_SPLITS: Splits = {"train": (0.0, 0.8), "validation": (0.8, 1.0)}
+TRANSFER_SPLITS: Splits = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "test": (0.6, 1.0)}
+
+
+def default_data_options() -> ConfigDict:
+    """Returns the defaults of the data's options.
+
+    Options:
+      source: name of the images, a key of `SOURCES`.
+      upstream_classes: labels that pre-training sees.
+      transfer_classes: labels of the transfer task; none of them upstream's.
+      augment: of training images: `shift` (by -1, 0 or 1 pixels each way) or `none`.
+    """
+    from ml_collections import ConfigDict
+
+    return ConfigDict({
+        "source": "digits",
+        "upstream_classes": (0, 1, 2, 3, 4),
+        "transfer_classes": (5, 6, 7, 8, 9),
+        "augment": "shift",
+    }).lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled images in memory.
+
+    Attributes:
+      name: of the source.
+      pixels: [n, size, size, channels], uint8 in 0..`white`.
+      labels: int32 [n].
+      white: the pixel value that becomes 1; 0 becomes -1.
+    """
+
+    name: str
+    pixels: np.ndarray
+    labels: np.ndarray
+    white: int
+
+    @property
+    def size(self) -> int:
+        """Side of an image, in pixels."""
+        return self.pixels.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.pixels.shape[3]
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """sha256 (hex) of all pixels and labels."""
+        digest = hashlib.sha256(f"{self.pixels.shape} {self.white}".encode())
+        digest.update(self.pixels.tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def shares(self) -> np.ndarray:
+        """float64 [n] in [0, 1): from each image's own bytes, so equal images share a split."""
+        def share(pixels: np.ndarray) -> float:
+            return int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:6], "big") / 2**48
+        return np.array([share(p) for p in self.pixels])
+
+
+@functools.cache
+def load_digits() -> Images:
+    """scikit-learn's 1,797 digits: [1797, 8, 8, 1], grey values 0..16, labels 0..9."""
+    from sklearn import datasets
+
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    return Images(
+        name="digits",
+        pixels=pixels.astype(np.uint8).reshape(-1, 8, 8, 1),  # [n, 64] -> [n, 8, 8, 1]
+        labels=labels.astype(np.int32),
+        white=16,
+    )
+
+
+SOURCES: Mapping[str, Callable[[], Images]] = {"digits": load_digits}
+
+
+def open_images(data_options: ConfigDict) -> Images:
+    """Returns the images of `data_options.source` and checks the other options against them.
+
+    Raises:
+      InputError: an unknown source or augmentation, a class that the source has not, a class twice
+        or both upstream and in transfer, or fewer than 2 classes.
+    """
+    name = data_options.source
+    if name not in SOURCES:
+        near = suggest(str(name), SOURCES)
+        raise InputError(WHERE, "source is unknown", got=name,
+                         expected=f"one of {', '.join(SOURCES)}",
+                         hint=f"did you mean {near}?" if near else None)
+    check_choice(WHERE, "augment", data_options.augment, AUGMENTATIONS)
+    images = SOURCES[name]()
+    known = sorted(set(images.labels.tolist()))
+    for option in ("upstream_classes", "transfer_classes"):
+        _check_classes(option, classes_of(data_options, option), known)
+    both = sorted({*classes_of(data_options, "upstream_classes")}
+                  & {*classes_of(data_options, "transfer_classes")})
+    if both:
+        # The same images would be trained on upstream and tested on in transfer.
+        raise InputError(WHERE, "upstream_classes and transfer_classes overlap",
+                         got=f"both hold {both}", hint="give each class to one of them")
+    return images
+
+
+def classes_of(data_options: ConfigDict, option: str) -> tuple[int, ...]:
+    """Returns the labels that `option` names, in its order."""
+    return tuple(getattr(data_options, option))
+
+
+def _check_classes(option: str, classes: tuple[int, ...], known: list[int]) -> None:
+    for label in classes:
+        if type(label) is not int or label not in known:
+            raise InputError(WHERE, f"{option} names a class that the source has not", got=label,
+                             expected=f"integers out of {known}")
+    if len(set(classes)) != len(classes):
+        raise InputError(WHERE, f"{option} names a class twice", got=classes)
+    if len(classes) < 2:
+        raise InputError(WHERE, f"{option} needs at least 2 classes", got=classes)
+
+
+def make_source(
+    images: Images, classes: tuple[int, ...], share: tuple[float, float], *, augment: str,
+    tokens_per_example: int,
+) -> Source:
+    """Returns the images of `classes` whose hash falls into `share`, as examples.
+
+    An example is `{"image": float32 [size, size, channels] in [-1, 1], "label": int32}`; the label
+    is the class's position in `classes`.
+
+    Args:
+      images: where the examples come from.
+      classes: labels of `images` to keep.
+      share: half-open interval of [0, 1), see `Images.shares`.
+      augment: `none`, or `shift`: by -1, 0 or 1 pixels each way, drawn from the stream's generator.
+      tokens_per_example: see `Source`.
+    """
+    low, high = share
+    chosen = np.isin(images.labels, classes) & (images.shares >= low) & (images.shares < high)
+    rows = np.flatnonzero(chosen)
+    pixels = images.pixels[rows]
+    labels = np.array([classes.index(label) for label in images.labels[rows].tolist()], np.int32)
+
+    def load(index: int, rng: np.random.Generator) -> Example:
+        image = pixels[index]
+        if augment == "shift":
+            image = shift(image, *(int(s) for s in rng.integers(-1, 2, size=2)))
+        return {"image": scale(image, images.white), "label": labels[index]}
+
+    facts = json.dumps([images.content_hash, classes, share, augment])
+    return Source(
+        num_examples=len(rows), load=load, content_hash=hashlib.sha256(facts.encode()).hexdigest(),
+        tokens_per_example=tokens_per_example, labels=lambda: labels,
+    )
+
+
+def scale(pixels: np.ndarray, white: int) -> np.ndarray:
+    """Maps 0..white to float32 in [-1, 1], as ViTs of big_vision expect their input.
+
+    >>> scale(np.array([0, 4, 16], np.uint8), white=16).tolist()
+    [-1.0, -0.5, 1.0]
+    """
+    return pixels.astype(np.float32) * np.float32(2 / white) - np.float32(1)
+
+
+def shift(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Moves an image [h, w, c] by whole pixels; what comes in at the border is 0.
+
+    >>> shift(np.array([[1, 2], [3, 4]])[..., None], down=1, right=-1)[..., 0].tolist()
+    [[0, 0], [2, 0]]
+    """
+    height, width, _ = pixels.shape
+    moved = np.zeros_like(pixels)
+    moved[max(down, 0):height + min(down, 0), max(right, 0):width + min(right, 0)] = (
+        pixels[max(-down, 0):height + min(-down, 0), max(-right, 0):width + min(-right, 0)])
+    return moved

@@ -1,0 +1,265 @@
+"""Fronts equal the definition and an independent implementation; records reduce seed by seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+
+import moocore
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from deepnarrow.errors import InputError
+from deepnarrow.pareto import Quality, front_mask, fronts, quality_name, shape_table, summarize
+from deepnarrow.records import MetricRow, Record
+
+SHAPE = {"num_encoder_layers": 2, "num_decoder_layers": 0, "d_model": 64, "d_ff": 256, "d_kv": 16,
+         "num_heads": 4, "share_heads": False, "share_kv": False}
+
+# Small integers force ties on every axis, duplicates and constant axes.
+costs = arrays(np.int8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24),
+               elements=st.integers(-2, 2)).filter(lambda a: a.shape[1] <= 4).map(np.float64)
+
+
+def oracle(values, directions):
+    signed = np.where(np.array(directions) == "min", values, -values)
+    return np.array([
+        np.isfinite(p).all() and not any(
+            np.isfinite(q).all() and (q <= p).all() and (q < p).any() for q in signed)
+        for p in signed], dtype=bool)
+
+
+def directions_of(values):
+    return ["min", "max", "max", "min"][: values.shape[1]]
+
+
+# --- front_mask ------------------------------------------------------------------------------------
+@settings(max_examples=400, deadline=None)
+@given(costs)
+def test_front_equals_the_definition_and_moocore(values):
+    directions = directions_of(values)
+    mask = front_mask(values, directions)
+    np.testing.assert_array_equal(mask, oracle(values, directions))
+    np.testing.assert_array_equal(mask, moocore.is_nondominated(
+        values, maximise=[d == "max" for d in directions], keep_weakly=True))
+
+
+@settings(max_examples=200, deadline=None)
+@given(costs, st.randoms(use_true_random=False))
+def test_front_does_not_depend_on_order_scale_or_itself(values, random):
+    directions = directions_of(values)
+    mask = front_mask(values, directions)
+    order = list(range(len(values)))
+    random.shuffle(order)
+    np.testing.assert_array_equal(front_mask(values[order], directions), mask[order])
+    # Strictly increasing maps of an axis, and a flipped axis with the other direction.
+    np.testing.assert_array_equal(front_mask(np.exp(values) * 7, directions), mask)
+    flipped = ["max" if d == "min" else "min" for d in directions]
+    np.testing.assert_array_equal(front_mask(-values, flipped), mask)
+    assert front_mask(values[mask], directions).all()
+    constant = np.column_stack([values, np.full(len(values), 3.0)])
+    np.testing.assert_array_equal(front_mask(constant, [*directions, "max"]), mask)
+
+
+@settings(max_examples=200, deadline=None)
+@given(arrays(np.float64, st.tuples(st.integers(1, 16), st.integers(1, 3)),
+              elements=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0])))
+@example(np.array([[math.nan, 0.0], [1.0, 1.0]]))
+@example(np.array([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
+def test_non_finite_points_are_off_and_zeros_are_equal(values):
+    directions = directions_of(values)
+    mask = front_mask(values, directions)
+    np.testing.assert_array_equal(mask, oracle(values, directions))
+    finite = np.isfinite(values).all(axis=1)
+    assert not mask[~finite].any()
+    assert mask.any() == finite.any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(costs, st.data())
+def test_front_of_a_union_is_the_front_of_fronts(values, data):
+    directions = directions_of(values)
+    cut = data.draw(st.integers(0, len(values)))
+    parts = [part[front_mask(part, directions)] for part in (values[:cut], values[cut:])]
+    merged = np.concatenate(parts)
+    whole = values[front_mask(values, directions)]
+    again = merged[front_mask(merged, directions)]
+    assert sorted(map(tuple, whole)) == sorted(map(tuple, again))
+
+
+@pytest.mark.parametrize(("values", "mask"), [
+    (np.empty((0, 2)), []),
+    ([[1, 1]], [True]),
+    ([[2, 2]] * 3, [True] * 3),
+    ([[1, 5], [2, 6], [2, 6], [2, 5], [3, 6], [4, 7]], [True, True, True, False, False, True]),
+])
+def test_small_fronts_by_hand(values, mask):
+    assert front_mask(np.array(values), ["min", "max"]).tolist() == mask
+
+
+def test_a_million_points_take_under_a_second():
+    values = np.random.default_rng(0).integers(0, 10_000, (1_000_000, 2)).astype(float)
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        mask = front_mask(values, ["min", "max"])
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 1.0
+    assert values[mask][:, 1].max() == values[:, 1].max()
+
+
+@pytest.mark.parametrize(("values", "directions", "message"), [
+    ([[1, 2]], ["min"], "not one column a direction"),
+    ([1, 2], ["min", "max"], "not one column a direction"),
+    ([[]], [], "not one column a direction"),
+    ([[1, 2]], ["min", "up"], "unknown direction.*got up; expected min or max"),
+])
+def test_bad_tables_are_named(values, directions, message):
+    with pytest.raises(InputError, match=message):
+        front_mask(np.array(values), directions)
+
+
+# --- records to shapes -----------------------------------------------------------------------------
+def make(name="tiny", seed=0, *, loss=1.0, params=100.0, step_time=0.1, status="done",
+         modality="vision", architecture="transformer", environment=None, metrics=(), key=None):
+    return Record(
+        key=key or f"{modality}/{architecture}/{name}/{seed}/{status}", study="s", modality=modality,
+        architecture=architecture, name=name, shape=SHAPE, seed=seed, status=status, config={},
+        costs={"params_non_embedding": params, "step_time_s": step_time,
+               "flops_forward_per_example": 2 * params},
+        flop_convention="matmul", environment=environment or {"device": "cpu", "host": "h"},
+        metrics=(MetricRow("upstream", "", "loss", "min", loss), *metrics))
+
+
+def probe(value, shots=5, shot_seed=0, origin="pretrained", metric="accuracy"):
+    return MetricRow("few_shot", "digits", metric, "max", value, origin, shots, shot_seed)
+
+
+@pytest.mark.parametrize(("row", "name"), [
+    (MetricRow("upstream", "", "loss", "min", 1.0), "upstream/loss"),
+    (MetricRow("upstream", "", "accuracy", "max", 1.0), "upstream/accuracy"),
+    (probe(1.0), "digits/few_shot@5"),
+    (MetricRow("fine_tune", "digits", "accuracy", "max", 1.0, finetune_seed=3), "digits/fine_tune"),
+    (MetricRow("fine_tune", "squad", "f1", "max", 1.0), "squad/fine_tune/f1"),
+])
+def test_names_of_qualities(row, name):
+    assert quality_name(row) == name
+
+
+def test_shot_seeds_are_averaged_within_a_training_seed():
+    # Shot seeds spread by 0.5 about a mean that differs by 0.1 between training seeds.
+    records = [make(seed=0, metrics=(probe(0.25), probe(0.75, shot_seed=1))),
+               make(seed=1, metrics=(probe(0.35), probe(0.85, shot_seed=1)))]
+    quality = summarize(records)["digits/few_shot@5"]
+    assert quality.n == 2
+    assert quality.mean == pytest.approx(0.55)
+    assert quality.sd == pytest.approx(statistics.stdev([0.5, 0.6]))
+
+
+def test_fine_tuning_seeds_are_averaged_within_a_training_seed():
+    rows = [MetricRow("fine_tune", "digits", "accuracy", "max", v, finetune_seed=i)
+            for i, v in enumerate((0.5, 0.9))]
+    assert summarize([make(metrics=tuple(rows))])["digits/fine_tune"] == Quality(
+        "max", pytest.approx(0.7), None, 1)
+
+
+def test_origins_are_kept_apart_and_references_are_no_quality():
+    rows = (probe(0.9), probe(0.4, origin="untrained"), probe(0.6, origin="raw"),
+            probe(0.1, origin="raw", metric="chance"), probe(0.2, origin="raw", metric="majority"))
+    records = [make(metrics=rows)]
+    assert summarize(records)["digits/few_shot@5"].mean == 0.9
+    assert {k: v.mean for k, v in summarize(records, "untrained").items()} == {
+        "digits/few_shot@5": 0.4}
+    assert {k: v.mean for k, v in summarize(records, "raw").items()} == {"digits/few_shot@5": 0.6}
+
+
+def test_only_finite_values_of_done_trials_count():
+    rows = shape_table([
+        make(seed=0, loss=1.0), make(seed=1, loss=3.0), make(seed=2, loss=None),
+        make(seed=3, loss=99.0, status="diverged"), make(seed=4, loss=99.0, status="failed")])
+    assert len(rows) == 1
+    assert rows[0].qualities["upstream/loss"] == Quality(
+        "min", 2.0, pytest.approx(math.sqrt(2)), 2)
+    assert rows[0].statuses == {"done": 3, "diverged": 1, "failed": 1}
+
+
+def test_an_earlier_attempt_of_a_finished_key_is_not_counted():
+    rows = shape_table([make(status="failed", key="a"), make(status="done", key="a")])
+    assert rows[0].statuses == {"done": 1}
+
+
+def test_one_seed_twice_under_other_settings_is_refused():
+    with pytest.raises(InputError, match="shape 'tiny' of vision.*two finished runs.*seed 0"):
+        shape_table([make(key="a"), make(key="b")])
+
+
+def test_architectures_and_modalities_are_rows_of_their_own():
+    rows = shape_table([make(), make(architecture="mixer"), make(modality="text"),
+                        make("wide", params=50.0)])
+    assert [(r.modality, r.label) for r in rows] == [
+        ("text", "tiny"), ("vision", "transformer wide"), ("vision", "mixer tiny"),
+        ("vision", "transformer tiny")]
+
+
+# --- fronts of records -----------------------------------------------------------------------------
+def test_fronts_by_hand():
+    records = [make("a", params=1.0, loss=3.0), make("b", params=2.0, loss=2.0),
+               make("c", params=3.0, loss=2.5), make("d", params=4.0, loss=None),
+               make("e", params=5.0, status="diverged")]
+    front, = fronts(records, costs=["params_non_embedding"])
+    assert (front.modality, front.quality, front.direction) == ("vision", "upstream/loss", "min")
+    assert [(p.name, p.on_front) for p in front.points] == [("a", True), ("b", True), ("c", False)]
+    assert front.left_out == ("d", "e")
+
+
+def test_fronts_have_a_direction_a_modality_and_every_cost():
+    records = [make("a", params=1.0, metrics=(probe(0.2),)),
+               make("b", params=2.0, metrics=(probe(0.1),)),
+               make("a", modality="text", params=1.0)]
+    found = fronts(records)
+    assert [(f.modality, f.quality, f.cost) for f in found] == [
+        (modality, quality, cost)
+        for modality, quality in [("text", "upstream/loss"), ("vision", "upstream/loss"),
+                                  ("vision", "digits/few_shot@5")]
+        for cost in ("params_non_embedding", "flops_forward_per_example", "step_time_s")]
+    probed = fronts(records, ["params_non_embedding"], ["digits/few_shot@5"])
+    assert [[(p.name, p.on_front) for p in f.points] for f in probed] == [
+        [("a", True), ("b", False)]]
+
+
+def test_machines_never_share_a_time_axis():
+    records = [make("a", 0, step_time=0.1, environment={"device": "cpu", "host": "one"}),
+               make("a", 1, step_time=0.9, environment={"device": "tpu", "host": "two"}),
+               make("b", 0, step_time=0.2, environment={"device": "cpu", "host": "one"})]
+    found = fronts(records, ["step_time_s"])
+    assert [(f.machine, [(p.name, p.cost) for p in f.points], f.left_out) for f in found] == [
+        ("cpu on one", [("a", 0.1), ("b", 0.2)], ()), ("tpu on two", [("a", 0.9)], ("b",))]
+    alone, = fronts(records[::2], ["step_time_s"])
+    assert alone.machine == ""
+
+
+@pytest.mark.parametrize(("records", "points"), [
+    ([], None), ([make()], [("tiny", True)]), ([make(status="failed")], None),
+    ([make(loss=None)], [])])
+def test_few_or_no_records(records, points):
+    found = fronts(records, ["params_non_embedding"])
+    assert [[(p.name, p.on_front) for p in f.points] for f in found] == (
+        [] if points is None else [points])
+
+
+def test_unknown_names_are_suggested():
+    with pytest.raises(InputError, match="did you mean step_time_s"):
+        fronts([make()], costs=["step_time"])
+    with pytest.raises(InputError, match=r"quality: no record has.*did you mean upstream/loss"):
+        fronts([make()], qualities=["upstream/los"])
+
+
+def test_ties_stand_on_the_front_together():
+    records = [make("a", params=1.0, loss=2.0), make("b", params=1.0, loss=2.0),
+               make("c", params=1.0, loss=3.0)]
+    front, = fronts(records, ["params_non_embedding"])
+    assert [(p.name, p.on_front) for p in front.points] == [("a", True), ("b", True), ("c", False)]

@@ -1,0 +1,195 @@
+"""A study end to end on the toy modality: grid, records, stop and resume, failure, status."""
+
+import dataclasses
+import types
+
+import pytest
+import toy
+
+from deepnarrow import hookimpl
+from deepnarrow.config import ModalityStudy, StudyConfig
+from deepnarrow.errors import InputError, Preempted
+from deepnarrow.plugins import load_plugins
+from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol, RunOptions
+from deepnarrow.signals import StopRequest
+from deepnarrow.store import Store
+from deepnarrow.study import dry_run, open_data, plan_trials, run_study, study_status
+
+SHAPES = ("tiny", "tiny-nl4", "tiny-ff64")
+ADAMW = OptimizerConfig("adamw", 3e-3, "cosine", warmup_steps=5)
+
+
+@pytest.fixture
+def registry():
+    """The toy as a plugin, beside the core's own."""
+    plugin = types.ModuleType("toy_plugin")
+
+    @hookimpl
+    def deepnarrow_register_modalities():
+        return [toy.toy_modality()]
+
+    @hookimpl
+    def deepnarrow_register_architectures():
+        return [toy.toy_architecture()]
+
+    vars(plugin).update(
+        deepnarrow_register_modalities=deepnarrow_register_modalities,
+        deepnarrow_register_architectures=deepnarrow_register_architectures,
+    )
+    return load_plugins([], extra=[plugin])
+
+
+def make_config(shapes=SHAPES, seeds=(0, 1), steps=40):
+    protocol = Protocol(
+        batch_size=16,
+        budget=Budget("examples", 16 * steps),
+        optimizer=ADAMW,
+        few_shot=FewShot(("toy_task",), shots=(1, 5), seeds=2),
+        fine_tune=FineTune(("toy_task",), examples=16 * 20, batch_size=16, optimizer=ADAMW),
+    )
+    study = ModalityStudy("toy", shapes, protocol, architectures=("toy_mlp",))
+    return StudyConfig("toys", seeds, {"toy": study}, RunOptions(log_every=10, checkpoint_every=10))
+
+
+def facts(workdir):
+    """What a study found, without clocks: key -> metrics, curve, outcomes."""
+    with Store(workdir / "records.sqlite", read_only=True) as store:
+        return {r.key: (r.status, r.metrics, r.curve, r.outcomes) for r in store.records()}
+
+
+def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, registry):
+    config = make_config()
+    first = run_study(config, tmp_path, registry)
+    assert (first.trained, dict(first.counts)) == (6, {"done": 6})
+    before = facts(tmp_path)
+    again = run_study(config, tmp_path, registry)
+    assert again.trained == 0
+    assert facts(tmp_path) == before
+    for status, metrics, curve, outcomes in before.values():
+        assert status == "done"
+        seen = {(m.stage, m.metric, m.origin) for m in metrics}
+        assert {
+            ("upstream", "accuracy", "pretrained"),
+            ("upstream", "loss", "pretrained"),
+            ("few_shot", "accuracy", "pretrained"),
+            ("few_shot", "accuracy", "untrained"),
+            ("few_shot", "accuracy", "raw"),
+            ("few_shot", "chance", "raw"),
+            ("fine_tune", "accuracy", "pretrained"),
+            ("fine_tune", "majority", "raw"),
+        } <= seen
+        assert {p.stage for p in curve} == {"upstream", "fine_tune"}
+        assert {o.stage for o in outcomes} == {"few_shot", "fine_tune"}
+        assert all(len(o.values) == 41 for o in outcomes)  # the toy's test split
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+class StopAfter(StopRequest):
+    """A stop request that somebody makes after so many polls."""
+
+    def __init__(self, polls):
+        super().__init__()
+        self.polls = polls
+
+    def __call__(self):
+        self.polls -= 1
+        if self.polls <= 0:
+            self.requested = True
+        return self.requested
+
+
+@pytest.mark.parametrize("polls", [3, 25, 47, 70])
+def test_stopped_anywhere_and_run_again_ends_with_the_same_records(
+    tmp_path, registry, monkeypatch, polls
+):
+    config = make_config(shapes=("tiny", "tiny-ff64"), seeds=(0,))
+    run_study(config, tmp_path / "unbroken", registry)
+    monkeypatch.setattr("deepnarrow.signals.StopRequest", lambda: StopAfter(polls))
+    with pytest.raises(Preempted):
+        run_study(config, tmp_path / "broken", registry)
+    monkeypatch.undo()
+    run_study(config, tmp_path / "broken", registry)
+    assert facts(tmp_path / "broken") == facts(tmp_path / "unbroken")
+
+
+def test_a_cell_that_fails_is_recorded_and_retried_and_the_study_goes_on(
+    tmp_path, registry, monkeypatch
+):
+    import deepnarrow.trial
+
+    real = deepnarrow.trial.make_model
+
+    def make_model(modality, architecture, shape, options):
+        if shape.d_ff == 64:
+            raise RuntimeError("planted")
+        return real(modality, architecture, shape, options)
+
+    monkeypatch.setattr(deepnarrow.trial, "make_model", make_model)
+    config = make_config(seeds=(0,))
+    summary = run_study(config, tmp_path, registry)
+    assert dict(summary.counts) == {"done": 2, "failed": 1}
+    status = study_status(tmp_path)
+    assert (status["done"], status["failed"], status["todo"]) == (2, 1, 0)
+    with Store(tmp_path / "records.sqlite", read_only=True) as store:
+        (failed,) = store.records(status="failed")
+    assert failed.environment["error"] == "RuntimeError: planted"
+    monkeypatch.undo()
+    assert run_study(config, tmp_path, registry).trained == 1
+    assert study_status(tmp_path)["done"] == 3
+
+
+def test_keys_hash_what_determines_the_result_and_nothing_else(registry):
+    def keys(config):
+        data = {name: open_data(study, registry) for name, study in config.modalities.items()}
+        return [t.key for t in plan_trials(config, registry, data)]
+
+    config = make_config()
+    assert len(set(keys(config))) == 6
+    relaxed = dataclasses.replace(config, name="other", run=RunOptions(log_every=1))
+    assert keys(relaxed) == keys(config)
+    equal_shapes = make_config(shapes=("tiny", "tiny-nl2"))
+    assert len(keys(equal_shapes)) == 2  # `tiny` has two layers: run once a seed
+    noisier = dataclasses.replace(config.modalities["toy"], data={"noise": 0.7})
+    other = dataclasses.replace(config, modalities={"toy": noisier})
+    assert set(keys(other)).isdisjoint(keys(config))
+
+
+def test_dry_run_counts_every_cell_and_trains_nothing(tmp_path, registry):
+    rows = dry_run(make_config(), registry)
+    assert [r["name"] for r in rows] == list(SHAPES)
+    tiny = rows[0]
+    # By hand: embedding 4 x 16, two layers of 16 x 32 + 32 + 32 x 16, head 16 x 3 + 3.
+    assert tiny["params"] == 64 + 2 * (512 + 32 + 512) + 51
+    assert tiny["steps"] == 40
+    assert all(r["seconds_estimate"] > 0 for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shapes": ("tiny-dl3",)}, "dl acts on decoder layers; toy has none"),
+        ({"shapes": ("tinny",)}, "did you mean tiny?"),
+        ({"modality": "tooy"}, "modality 'tooy': no plugin registers this modality"),
+        ({"architectures": ("transfomer",)}, "did you mean transformer?"),
+        ({"options": {"num_classes": 7}}, "the data decides this option (got 7; expected 3)"),
+        ({"options": {"num_clases": 7}}, "num_classes"),
+    ],
+)
+def test_bad_studies_are_refused_before_anything_is_written(tmp_path, registry, change, message):
+    config = make_config()
+    study = dataclasses.replace(config.modalities["toy"], **change)
+    config = dataclasses.replace(config, modalities={"toy": study})
+    with pytest.raises(InputError) as error:
+        run_study(config, tmp_path / "new", registry)
+    assert message in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_warm_up_longer_than_the_budget_is_refused(tmp_path, registry):
+    with pytest.raises(InputError, match=r"warmup_steps: warm-up does not fit the budget \(got 5"):
+        run_study(make_config(steps=4), tmp_path / "new", registry)
+
+
+def test_status_of_something_else_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match=r"is no study's workdir: plan.json is missing"):
+        study_status(tmp_path)
