@@ -226,7 +226,7 @@ def summarize(costs: Costs, convention: str = "matmul") -> CostSummary:
         flops_by_component=forward,
         flops_train_by_component=train,
         tokens_per_example=tokens_per_example(costs),
-        activation_bytes_per_example=costs.activation_floats * costs.float_bytes,
+        activation_bytes_per_example=sum(_activation_bytes(costs).values()),
         costs=costs,
     )
 
@@ -236,9 +236,51 @@ def convert(summary: CostSummary, to: str) -> CostSummary:
     return summarize(summary.costs, to)
 
 
+@dataclasses.dataclass(frozen=True)
+class LedgerRow:
+    """What one component costs; units and convention as in the summary it comes from."""
+
+    component: str
+    params: int
+    flops_forward_per_example: float
+    flops_train_per_example: float
+    flops_forward_per_token: float
+    flops_train_per_token: float
+    activation_bytes_per_example: float
+    optimizer_bytes: int
+
+
+def ledger(
+    summary: CostSummary, optimizer: Literal["adafactor", "adamw"] = "adafactor"
+) -> tuple[LedgerRow, ...]:
+    """Returns a row for each component; every column adds up to the model's total.
+
+    What an architecture keeps without naming a component stands under `other`.
+    """
+    statistics = optimizer_bytes(summary.costs, optimizer)
+    activations = _activation_bytes(summary.costs)
+    tokens = max(1, summary.tokens_per_example)
+    names = dict.fromkeys([*summary.params_by_component, *summary.flops_by_component, *activations])
+    rows: list[LedgerRow] = []
+    for name in names:
+        forward = summary.flops_by_component.get(name, 0.0)
+        train = summary.flops_train_by_component.get(name, 0.0)
+        rows.append(LedgerRow(
+            name, summary.params_by_component.get(name, 0), forward, train, forward / tokens,
+            train / tokens, activations.get(name, 0.0), statistics.get(name, 0)))
+    return tuple(rows)
+
+
 def tokens_per_example(costs: Costs) -> int:
     """Positions of all stacks together (T5: inputs and targets; ViT: patches)."""
     return sum(costs.lengths.values())
+
+
+def _activation_bytes(costs: Costs) -> ByComponent:
+    floats = _sum_terms(costs, lambda term: term.activation_floats)
+    if costs.activation_floats:
+        floats["other"] = floats.get("other", 0.0) + costs.activation_floats
+    return {name: number * costs.float_bytes for name, number in floats.items()}
 
 
 def _sum_terms(costs: Costs, flops_of: Callable[[FlopTerm], float]) -> ByComponent:
@@ -290,10 +332,11 @@ def _adafactor_floats(array: ParamArray) -> int:
 
 def _matrix(array: ParamArray) -> tuple[int, list[int]]:
     """The number of layers and the sides of one layer's array, heads x kv joined."""
-    layers, dims, axes = 1, list(array.shape), list(array.axes)
-    if axes and axes[0] == "layers":
-        layers, dims, axes = dims[0], dims[1:], axes[1:]
-    for i in range(len(axes) - 1):
-        if (axes[i], axes[i + 1]) == ("heads", "kv"):
-            return layers, [*dims[:i], dims[i] * dims[i + 1], *dims[i + 2:]]
-    return layers, dims
+    layers = array.shape[0] if array.axes[:1] == ("layers",) else None
+    sides: list[int] = []
+    for i in range(0 if layers is None else 1, len(array.shape)):
+        if i > 0 and array.axes[i - 1:i + 1] == ("heads", "kv"):
+            sides[-1] *= array.shape[i]
+        else:
+            sides.append(array.shape[i])
+    return layers or 1, sides

@@ -25,7 +25,10 @@ NumpyBatch = dict[str, np.ndarray]
 MAX_SEED = 2**31 - 1  # a seed is an int32 inside jit
 _EVAL_SEED = 2**32  # no training seed reaches it
 _MAX_STEPS = 2**40
-_SHUFFLE_ROUNDS = 4  # of the cipher that permutes an epoch; Grain's own shuffle takes 4
+# Large sources are shuffled by a cipher, index by index and without memory. It walks until it falls
+# below the size, which takes milliseconds an index where the size is far below 2^16: there a table.
+_MAX_TABLE = 2**16
+_SHUFFLE_ROUNDS = 4  # of the cipher; Grain's own shuffle takes 4
 
 
 class TrainStream:
@@ -161,14 +164,20 @@ def _load_train(source: Source, seed: int, positions: Sequence[int]) -> NumpyBat
 def _shuffled_index(num_examples: int, seed: int, position: int) -> int:
     """Returns which example stands at `position`; within an epoch this is a permutation."""
     epoch, index = divmod(position, num_examples)
+    if num_examples <= _MAX_TABLE:
+        return int(_epoch_table(num_examples, seed, epoch)[index])
     return index_shuffle(index, max_index=num_examples - 1, seed=_epoch_seed(seed, epoch),
                          rounds=_SHUFFLE_ROUNDS)
 
 
-@functools.lru_cache(maxsize=64)
 def _epoch_seed(seed: int, epoch: int) -> int:
     """Mixes both numbers: with `seed + epoch`, epoch 1 of seed 0 would be epoch 0 of seed 1."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+@functools.lru_cache(maxsize=16)
+def _epoch_table(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(_epoch_seed(seed, epoch)).permutation(num_examples)
 
 
 def _element_rng(seed: int, position: int) -> np.random.Generator:

@@ -1,7 +1,7 @@
 """The contract's types: what a plugin supplies, and what the core does with it.
 
-Everything here is a frozen dataclass of plain functions over pytrees. This module imports neither JAX
-nor a plugin; arrays are named in comments and docstrings (`[batch, length, d_model]`).
+Everything here is a frozen dataclass of plain functions over pytrees. This module imports neither
+JAX nor a plugin; arrays are named in comments and docstrings (`[batch, length, d_model]`).
 
 Three axes meet in one model:
 
@@ -34,8 +34,8 @@ Key = Any  # a JAX PRNG key
 Path = tuple[str, ...]
 Axes = tuple[str | None, ...]  # logical axis names of one array
 
-# The core's vocabulary of logical axes. A parameter names its axes with these; one table maps them to
-# a mesh. "layers" is always the leading axis of a stacked parameter.
+# The core's vocabulary of logical axes. A parameter names its axes with these; one table maps them
+# to a mesh. "layers" is always the leading axis of a stacked parameter.
 LOGICAL_AXES = frozenset({
     "layers", "vocab", "embed", "mlp", "heads", "kv", "buckets", "patch", "channels", "length",
     "classes", "expert", "batch",
@@ -81,18 +81,20 @@ class FlopTerm:
 
     Attributes:
       component: as in `ParamArray`.
-      kind: `weight` (activations x parameters), `attention` (scores and weighted sums: activations x
-        activations), `embedding` (a gather: 0 here, 2 x size as a one-hot matmul in conventions that
-        count it), `logits` (the output projection to a vocabulary or to classes).
+      kind: `weight` (activations x parameters), `attention` (scores and weighted sums: activations
+        x activations), `embedding` (a gather: 0 here, 2 x size as a one-hot matmul in conventions
+        that count it), `logits` (the output projection to a vocabulary or to classes).
       forward: FLOPs of the forward pass for one example, every matmul counted once.
       scores: of `attention`: how many scores pass a softmax (heads x queries x keys x layers), for
         the convention that counts it.
+      activation_floats: what this work keeps for the backward pass without remat, per example.
     """
 
     component: str
     kind: Literal["weight", "attention", "embedding", "logits"]
     forward: float
     scores: float = 0.0
+    activation_floats: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Costs:
     Attributes:
       arrays: every parameter.
       flops: the forward pass's work.
-      activation_floats: kept for the backward pass without remat, per example.
+      activation_floats: kept for the backward pass without remat, per example, besides what the
+        terms of `flops` keep.
       lengths: positions of each stack by role; `count_costs` sets it.
       remat: the model option of that name; `count_costs` sets it.
       float_bytes: bytes of one activation; `count_costs` sets it.
@@ -134,7 +137,7 @@ class StackOptions:
       use_bias: biases in attention and MLP.
       scale_attention: divide attention scores by sqrt(d_kv); T5 folds it into the initialiser.
       causal: position i sees positions <= i only.
-      relative_buckets: T5's relative position bias with so many buckets, 0 for none; one table a stack.
+      relative_buckets: buckets of T5's relative position bias, 0 for none; a table a stack.
       relative_max_distance: beyond it all distances share a bucket.
       init: `t5` (Mesh TensorFlow's scaled normals) or `xavier` (big_vision's).
       dropout_rate: on residual branches and MLP activations, when training.
@@ -181,7 +184,7 @@ class StackSpec:
 
 
 class StackOutput(NamedTuple):
-    """What a stack returns: `x` [batch, output_length, d_model], its mask, cache and mean aux loss."""
+    """What a stack returns: `x` [batch, output_length, d_model], mask, cache and mean aux loss."""
 
     x: Any
     mask: Any
@@ -218,8 +221,8 @@ class Architecture:
 
     Attributes:
       name: e.g. `transformer`.
-      make_stack: `make_stack(shape, role, length, options) -> Stack`; raises `NotApplicable(reason)`
-        where it cannot serve.
+      make_stack: `make_stack(shape, role, length, options) -> Stack`; raises
+        `NotApplicable(reason)` where it cannot serve.
       operators: symbols of the operators that mean something here.
       options: defaults of its own options (reach it as `options.architecture`).
     """
@@ -364,8 +367,8 @@ class Task:
         returned, or [n, candidates] log-likelihoods where the task has `candidates`.
       num_classes: number of classes.
       options: model options it overrides when fine-tuning, e.g. `{"num_classes": 10}`.
-      candidates: for rank classification: `candidates(batch) -> list of batches`, one a class, whose
-        `Model.score` are compared; None to use `Model.predict`.
+      candidates: for rank classification: `candidates(batch) -> list of batches`, one a class,
+        whose `Model.score` are compared; None to use `Model.predict`.
       baseline: `baseline(split) -> [n, d]` raw inputs (pixels, bag of pieces) for the probe that
         stands beside the features; None for none.
     """
@@ -404,12 +407,12 @@ class Modality:
       presets: open shape names, which take operators; `tiny` is among them (under 1 M parameters
         outside the embedding, so that every check runs in seconds).
       catalogue: released checkpoints by name, which take no operators; may be empty.
-      options: defaults of the model's options, as a ConfigDict; every option the model reads is here.
+      options: defaults of the model's options, as a ConfigDict; all that the model reads is here.
       data_options: defaults of the data's options (paths, sizes), likewise.
       stack_specs: `stack_specs(shape, options) -> tuple[StackSpec, ...]`, contexts first.
       assemble: `assemble(shape, options, stacks) -> Model`, `stacks` by role. The params of a stack
         lie under its role's key.
-      count_frame: `count_frame(shape, options) -> Costs` of everything around the stacks: embedding,
+      count_frame: `count_frame(shape, options) -> Costs` of what is around the stacks: embedding,
         position, head, loss.
       upstream: `upstream(data_options, options) -> Upstream`.
       tasks: `tasks(data_options, options) -> dict of Task by name`; building one reads no data.
@@ -496,7 +499,7 @@ def _under(role: str, costs: Costs) -> Costs:
     """Puts a stack's costs under its role: paths and components."""
     return dataclasses.replace(
         costs,
-        arrays=tuple(dataclasses.replace(a, path=(role, *a.path), component=f"{role}/{a.component}")
+        arrays=tuple(ParamArray((role, *a.path), a.shape, a.axes, f"{role}/{a.component}", a.active)
                      for a in costs.arrays),
         flops=tuple(dataclasses.replace(f, component=f"{role}/{f.component}")
                     for f in costs.flops),

@@ -62,15 +62,15 @@ def front_mask(
     signs = np.where(np.array(directions) == "min", 1.0, -1.0)
     # Adding 0.0 turns -0.0 into 0.0, which it equals.
     costs = values[finite] * signs + 0.0  # [points, axes] -> [finite points, axes]
-    if costs.size:
-        costs = costs[:, (costs != costs[0]).any(axis=0)]  # constant axes drop out
     mask = np.zeros(len(values), dtype=bool)
-    mask[finite] = _front_of_costs(costs)
+    if len(costs):
+        costs = costs[:, (costs != costs[0]).any(axis=0)]  # constant axes drop out
+        mask[finite] = _front_of_costs(costs)
     return mask
 
 
 def _front_of_costs(costs: np.ndarray) -> np.ndarray:
-    """[points, axes] -> [points]: the front where less is better on every axis, all finite."""
+    """[points, axes] -> [points]: the front where less is better on every axis, at least one point."""
     if costs.shape[1] == 0:
         return np.ones(len(costs), dtype=bool)
     if costs.shape[1] == 1:

@@ -65,8 +65,8 @@ def train_step(
     (loss, out), grads = objective(state.params, batch, key, model)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    grad_norm = optax.global_norm(grads)
-    total = loss + grad_norm + optax.global_norm(updates)  # not finite if one of them is not
+    grad_norm = optax.tree.norm(grads)
+    total = loss + grad_norm + optax.tree.norm(updates)  # not finite if one of them is not
     finite = state.finite & jnp.isfinite(total)
     updated = (state.step + 1, params, opt_state)
     step, params, opt_state = jax.tree.map(
@@ -150,6 +150,21 @@ def make_program(model: Model, optimizer: OptimizerConfig, total_steps: int) -> 
         predict=jax.jit(model.predict),
         score=jax.jit(model.score) if model.score is not None else None,
     )
+
+
+def step_bytes(program: Program, batch: Batch) -> float | None:
+    """Returns the memory that one compiled step needs at its peak, as XLA accounts for it.
+
+    Arguments (state and batch), outputs not aliased to them, and temporaries. None where the
+    platform does not say.
+    """
+    state = jax.eval_shape(program.init, np.int32(0))
+    compiled = jax.jit(program.step, donate_argnums=0).lower(state, batch, np.int32(0)).compile()
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return float(memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept)
 
 
 # --- evaluation ----------------------------------------------------------------------------------

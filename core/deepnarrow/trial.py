@@ -17,14 +17,20 @@ import numpy as np
 from deepnarrow import environment
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.config import StudyConfig, resolve_options
+from deepnarrow.data import eval_batches
 from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import write_json
-from deepnarrow.modality import AnyArchitecture, Task, make_model
+from deepnarrow.modality import AnyArchitecture, Metric, Scores, Task, make_model
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.store import Store
-from deepnarrow.train import Program, TrainResult, evaluate, make_program, train
+from deepnarrow.train import Program, TrainResult, evaluate, make_program, step_bytes, train
 from deepnarrow.transfer.fewshot import extract_features, majority_accuracy, probe
-from deepnarrow.transfer.finetune import FineTuneProgram, finetune, make_finetune
+from deepnarrow.transfer.finetune import (
+    FineTuneProgram,
+    finetune,
+    make_finetune,
+    task_labels,
+)
 
 if TYPE_CHECKING:
     from deepnarrow.plugins import Registry
@@ -51,6 +57,7 @@ class CellPrograms:
 
     program: Program
     finetunes: Mapping[str, FineTuneProgram]
+    peak_bytes: float | None
 
 
 class UnitRunner:
@@ -119,12 +126,14 @@ class UnitRunner:
         )
 
     def _build(self, trial: Trial) -> CellPrograms:
-        modality = self.data[trial.modality].modality
+        data = self.data[trial.modality]
         architecture = self.registry.architecture(trial.architecture)
-        options = resolve_options(modality.options, trial.options, "options")
-        model = make_model(modality, architecture, trial.shape.shape, options)
+        options = resolve_options(data.modality.options, trial.options, "options")
+        model = make_model(data.modality, architecture, trial.shape.shape, options)
         program = make_program(model, trial.protocol.optimizer, self.cells[trial.key].steps)
-        return CellPrograms(program, self._finetunes(trial, architecture, options))
+        finetunes = self._finetunes(trial, architecture, options)
+        batches = eval_batches(data.upstream.train, trial.protocol.batch_size)
+        return CellPrograms(program, finetunes, step_bytes(program, next(batches)))
 
     def _finetunes(
         self, trial: Trial, architecture: AnyArchitecture, options: Any
@@ -152,7 +161,7 @@ class UnitRunner:
                 self._fine_tune(trial, trial.protocol.fine_tune, programs, params, measured)
                 seconds["fine_tune"] = time.monotonic() - began
         seconds["total"] = time.monotonic() - start
-        return self._record(trial, measured, result, seconds)
+        return self._record(trial, programs, measured, result, seconds)
 
     def _upstream(
         self, trial: Trial, program: Program, measured: Measured, directory: Path
@@ -227,7 +236,7 @@ class UnitRunner:
     def _raw_probe(self, modality: str, name: str, stage: FewShot) -> list[MetricRow]:
         """Raw inputs under the same probe, and what guessing gets."""
         task = self.data[modality].tasks[name]
-        labels = {s: _labels(task, s) for s in ("train", "test")}
+        labels = {s: task_labels(task, s) for s in ("train", "test")}
         metric = task.metric
         rows = [
             MetricRow("few_shot", name, "chance", metric.direction, 1 / task.num_classes, "raw"),
@@ -246,63 +255,24 @@ class UnitRunner:
         return rows
 
     def _fine_tune(
-        self,
-        trial: Trial,
-        stage: FineTune,
-        programs: CellPrograms,
-        params: Any,
-        measured: Measured,
+        self, trial: Trial, stage: FineTune, programs: CellPrograms, params: Any, measured: Measured
     ) -> None:
         for name, program in programs.finetunes.items():
+            metric, majority = program.task.metric, None
             for seed in range(stage.seeds):
                 self.progress.stage(f"{trial.modality} {trial.shape.name}: fine-tune {name}")
-                result = finetune(
-                    program,
-                    params,
-                    seed=trial.seed * 1000 + seed,
-                    should_stop=self.stop,
-                    progress=self.progress.steps,
-                )
+                result = finetune(program, params, seed=_finetune_seed(trial.seed, seed),
+                                  should_stop=self.stop, progress=self.progress.steps)
                 self._stop_if(result.status == "preempted")
+                majority = result.majority
                 measured.curve.extend(
-                    dataclasses.replace(p, name=f"{name}/seed{seed}/{p.name}") for p in result.curve
+                    dataclasses.replace(p, name=f"{name}/seed{seed}/{p.name}")
+                    for p in result.curve
                 )
-                self._score_rows(name, program.task, seed, result.scores, measured)
-            labels = {s: _labels(program.task, s) for s in ("train", "test")}
+                measured.metrics.extend(_score_rows(name, metric, seed, result.scores))
+                measured.outcomes.extend(_score_outcomes(name, metric, seed, result.scores))
             measured.metrics.append(
-                MetricRow(
-                    "fine_tune",
-                    name,
-                    "majority",
-                    program.task.metric.direction,
-                    majority_accuracy(labels["train"], labels["test"]),
-                    "raw",
-                )
-            )
-
-    def _score_rows(
-        self, name: str, task: Task, seed: int, scores: Mapping[str, Any], measured: Measured
-    ) -> None:
-        for split, score in scores.items():
-            for metric, value in score.metrics.items():
-                label = metric if split == "test" else f"{split}/{metric}"
-                measured.metrics.append(
-                    MetricRow(
-                        "fine_tune", name, label, task.metric.direction, value, finetune_seed=seed
-                    )
-                )
-        per_example = scores["test"].per_example if "test" in scores else None
-        if per_example is not None:
-            measured.outcomes.append(
-                Outcome(
-                    "fine_tune",
-                    name,
-                    task.metric.name,
-                    "pretrained",
-                    tuple(float(v) for v in per_example),
-                    finetune_seed=seed,
-                )
-            )
+                MetricRow("fine_tune", name, "majority", metric.direction, majority, "raw"))
 
     # --- records -------------------------------------------------------------------------------
     def _stop_if(self, stop: bool) -> None:
@@ -310,7 +280,8 @@ class UnitRunner:
             raise Preempted
 
     def _record(
-        self, trial: Trial, measured: Measured, result: TrainResult, seconds: Mapping[str, float]
+        self, trial: Trial, programs: CellPrograms, measured: Measured, result: TrainResult,
+        seconds: Mapping[str, float],
     ) -> Record:
         cell, upstream = self.cells[trial.key], self.data[trial.modality].upstream
         examples = result.steps * trial.protocol.batch_size
@@ -322,7 +293,7 @@ class UnitRunner:
             "flops_train_total": summary.flops_train_per_example * examples,
             "tokens_seen": float(examples * upstream.train.tokens_per_example),
             "step_time_s": result.step_time_s,
-            "peak_bytes": result.peak_bytes,
+            "peak_bytes": programs.peak_bytes,
         }
         return Record(
             trial.key,
@@ -365,17 +336,6 @@ class UnitRunner:
                 "error": shorten(f"{type(error).__name__}: {error}", 500),
             },
         )
-
-
-def _labels(task: Task, split: str) -> np.ndarray:
-    source = task.examples(split)
-    if source.labels is None:
-        raise InputError(
-            f"task {task.name!r}",
-            f"its {split} source has no labels()",
-            hint="a task's sources carry labels; see Source in modality.py",
-        )
-    return source.labels()
 
 
 def _probe_rows(
@@ -422,3 +382,32 @@ def _probe_rows(
                 )
             )
     return rows, outcomes
+
+
+def _finetune_seed(seed: int, finetune_seed: int) -> int:
+    """Fine-tuning draws its own numbers for each pre-training seed; below 2^31."""
+    return (seed * 1009 + finetune_seed) % 2**31
+
+
+def _score_rows(
+    name: str, metric: Metric, seed: int, scores: Mapping[str, Scores]
+) -> list[MetricRow]:
+    """One row a metric and split; an empty one where fine-tuning diverged."""
+    if not scores:
+        return [MetricRow("fine_tune", name, metric.name, metric.direction, None,
+                          finetune_seed=seed)]
+    return [
+        MetricRow("fine_tune", name, key if split == "test" else f"{split}/{key}",
+                  metric.direction, value, finetune_seed=seed)
+        for split, score in scores.items() for key, value in score.metrics.items()
+    ]
+
+
+def _score_outcomes(
+    name: str, metric: Metric, seed: int, scores: Mapping[str, Scores]
+) -> list[Outcome]:
+    values = scores["test"].per_example if "test" in scores else None
+    if values is None:
+        return []
+    return [Outcome("fine_tune", name, metric.name, "pretrained", tuple(map(float, values)),
+                    finetune_seed=seed)]

@@ -53,6 +53,19 @@ def test_every_epoch_holds_each_example_once(batch_size):
     assert found["example_mask"].dtype == np.float32
 
 
+@pytest.mark.parametrize("size", [2**16, 2**16 + 1])
+def test_large_sources_are_permuted_too(size):
+    source = counting_source(size)
+    with TrainStream(source, seed=3, batch_size=512) as stream:
+        first = rows(list(itertools.islice(stream, 2)))["example_id"]
+    with TrainStream(source, seed=3, batch_size=512, start_step=size // 512) as stream:
+        second = rows(list(itertools.islice(stream, 2)))["example_id"]
+    assert len(set(first.tolist())) == 1024
+    assert 0 <= first.min() < size / 50
+    assert size * 49 / 50 < first.max() < size
+    assert np.mean(first == second) < 0.01
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = set()
     for seed in range(6):

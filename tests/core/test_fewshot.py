@@ -79,7 +79,7 @@ def predict_primal(x, y, x_test, num_classes, l2):
     return (z @ weights).argmax(1)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e4])  # 1e4: means of a thousand times the spread
+@pytest.mark.parametrize("offset", [0.0, 1e6])  # 1e6: means far larger than the spread
 def test_predictions_equal_the_plain_ridge(offset):
     x, y, x_test, y_test = make_arrays(4, 6, 20, 300, 250, offset)
     result = fewshot.probe(x, y, x_test, y_test, num_classes=6, shots=(2, 20), seeds=(5, 0),
@@ -260,7 +260,7 @@ def test_damaged_files_are_refused_or_read_rightly(tmp_path, save):
     save(path, x=x, y=np.array([0, 1, 0]))
     good = path.read_bytes()
     outcomes = {"refused": 0, "read": 0}
-    for at in range(len(good)):
+    for at in range(0, len(good), 5):
         for damaged in (good[:at], good[:at] + bytes([good[at] ^ (1 << at % 8)]) + good[at + 1 :]):
             path.write_bytes(damaged)
             try:
@@ -271,7 +271,7 @@ def test_damaged_files_are_refused_or_read_rightly(tmp_path, save):
                 outcomes["read"] += 1
                 np.testing.assert_array_equal(x_read, x)
                 np.testing.assert_array_equal(y_read, [0, 1, 0])
-    assert outcomes["refused"] > len(good)  # every truncation, and flips
+    assert outcomes["refused"] > len(good) / 5  # every truncation, and flips
 
 
 @pytest.mark.parametrize(("arrays", "message"), [

@@ -1,4 +1,4 @@
-"""Schedules by their formulas; updates of stacked params equal plain Optax on the unstacked ones."""
+"""Schedules by their formulas; stacked params are updated as plain Optax updates unstacked ones."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_stacked_equals_unstacked(config, clip_norm, steps):
     theirs = run(plain(config), unstack(params), [unstack(g) for g in gradients])
     assert ours.keys() == theirs.keys()
     for path, value in theirs.items():
-        np.testing.assert_allclose(ours[path], value, rtol=1e-6, atol=1e-7, err_msg=path)
+        np.testing.assert_allclose(ours[path], value, rtol=5e-7, atol=1e-7, err_msg=path)
 
 
 def test_plain_optax_on_stacked_arrays_couples_the_layers():
@@ -168,7 +168,7 @@ def test_clipping_is_over_all_arrays():
     optimizer = make_optimizer(config, TOTAL, AXES)
     _, state = optimizer.update(grads, optimizer.init(params), params)
     moments = [m for group in state[1].values() for m in jax.tree.leaves(group[0].mu)]
-    np.testing.assert_allclose(optax.global_norm(moments), 1e-6, rtol=1e-5)
+    np.testing.assert_allclose(optax.tree.norm(moments), 1e-6, rtol=1e-5)
 
 
 def test_state_is_a_tree_of_arrays():

@@ -119,7 +119,8 @@ def run_case(
         mean = getattr(utils, f"{loss_name}_xent")(logits=logits, labels=targets)
         return mean, (logits, out["pre_logits"])
 
-    (mean, (logits, pre_logits)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    (mean, (logits, pre_logits)), grads = jax.jit(
+        jax.value_and_grad(loss, has_aux=True))(params)
     results = {"loss": mean, "logits": logits, "pre_logits": pre_logits}
     results |= {f"grads/{path}": grad for path, grad in leaves(grads).items()}
     return {name: np.asarray(value, np.float32) for name, value in results.items()}

@@ -27,6 +27,9 @@ from deepnarrow.modality import Key, Params, StackOptions, StackOutput
 from deepnarrow.shape import Shape
 
 
+KEYS_PER_LAYER = 6  # dropout inside and after attention, cross-attention and MLP
+
+
 class Shared(NamedTuple):
     """What all layers of a stack see alike; computed once a stack.
 
@@ -62,10 +65,10 @@ class Block(nnx.Module):
         self.mlp = MLP(shape, options, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch length d_model"], shared: Shared, key: Key | None
+        self, x: Float[Array, "batch length d_model"], shared: Shared, keys: Key | None
     ) -> Float[Array, "batch length d_model"]:
-        """Applies the layer; `key` feeds dropout, None for none."""
-        keys = [None] * 6 if key is None else jax.random.split(key, 6)
+        """Applies the layer; `keys` `[KEYS_PER_LAYER]` feed dropout, None for none."""
+        keys = [None] * KEYS_PER_LAYER if keys is None else keys
         y = self.attention(self.attention_norm(x), mask=shared.mask, bias=shared.bias, key=keys[0])
         x += dropout(y, self.dropout_rate, keys[1])
         if self.cross_attention is not None and self.cross_attention_norm is not None:
@@ -145,7 +148,7 @@ def apply(
     step = functools.partial(_step, shared)
     x, _ = apply_layers(
         make_block(shape, options), params["layers"], x.astype(options.compute_dtype),
-        layer_keys(key, num_layers), step, scan=options.scan, remat=options.remat)
+        layer_keys(key, num_layers, KEYS_PER_LAYER), step, scan=options.scan, remat=options.remat)
     # Layers fold 0 ... num_layers - 1 into the key: the next number is free.
     final_key = None if key is None else jax.random.fold_in(key, num_layers)
     x = dropout(ends.final_norm(x), options.dropout_rate, final_key)
@@ -164,5 +167,5 @@ def self_bias(
     return bias if bias.ndim == 4 else bias[None]  # -> [batch or 1, num_heads, query, key]
 
 
-def _step(shared: Shared, block: Any, x: jax.Array, key: Key | None) -> tuple[jax.Array, None]:
-    return block(x, shared, key), None
+def _step(shared: Shared, block: Any, x: jax.Array, keys: Key | None) -> tuple[jax.Array, None]:
+    return block(x, shared, keys), None

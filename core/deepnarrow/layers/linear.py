@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from deepnarrow.modality import Key, StackOptions
 
@@ -70,5 +71,27 @@ def dropout(x: Float[Array, "*axes"], rate: float, key: Key | None) -> Float[Arr
     """Zeroes each element with probability `rate` and scales the rest; no key, no dropout."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    keep = hashed_bits(key, x.shape) >= np.uint32(rate * 2**32)
+    return jnp.where(keep, x * (1.0 / (1.0 - rate)), jnp.zeros_like(x))
+
+
+def hashed_bits(key: Key, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """Random bits for dropout: a hash of each element's index and the key, no cryptography.
+
+    JAX's Threefry runs as a loop over the whole array on CPU: with it, one step of a T5 encoder took
+    1.6 times as long with dropout as without and compiled 2.7 times as long. Like Threefry's, these
+    bits depend on the key and the element's index only, so sharding does not change them.
+    """
+    words = jax.random.key_data(key).reshape(-1)
+    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    return _mix(_mix(index + words[0]) ^ words[-1])
+
+
+def _mix(x: UInt32[Array, "*axes"]) -> UInt32[Array, "*axes"]:
+    """A bijection of 32-bit words in which every input bit flips about half of the output's.
+
+    The constants were found by C. Wellons, "Prospecting for Hash Functions" (2018, `lowbias32`).
+    """
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)

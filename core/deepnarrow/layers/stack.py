@@ -80,11 +80,15 @@ def apply_layers(
     return carry, jax.tree.map(lambda *arrays: jnp.stack(arrays), *outputs)
 
 
-def layer_keys(key: Key | None, num_layers: int) -> Key | None:
-    """One key for each layer, the same ones however the stack is applied; None for None."""
+def layer_keys(key: Key | None, num_layers: int, per_layer: int) -> Key | None:
+    """Keys `[num_layers, per_layer]`, the same ones however the stack is applied; None for None.
+
+    All are drawn at once, outside the loop over layers.
+    """
     if key is None:
         return None
-    return jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.arange(num_layers))
+    keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.arange(num_layers))
+    return jax.vmap(lambda layer_key: jax.random.split(layer_key, per_layer))(keys)
 
 
 def _graphdef(make: MakeModule) -> nnx.GraphDef[Any]:

@@ -197,16 +197,17 @@ def count(shape: Shape, num_layers: int, length: int, options: StackOptions) -> 
         flops += [FlopTerm(attention.component, "weight", float(num_layers * weight)),
                   FlopTerm(attention.component, "attention", float(num_layers * maps),
                            scores=float(num_layers * shape.num_heads
-                                        * attention.queries * attention.keys))]
+                                        * attention.queries * attention.keys),
+                           activation_floats=float(num_layers * attention.activations()))]
     mlp = 2 * 2 * length * shape.d_model * shape.d_ff
-    flops.append(FlopTerm("mlp", "weight", float(num_layers * mlp)))
-
-    norms = 2 * length * shape.d_model * (len(attentions) + 1)
-    layer = norms + sum(a.activations() for a in attentions) + 2 * length * shape.d_ff
+    flops.append(FlopTerm("mlp", "weight", float(num_layers * mlp),
+                          activation_floats=2.0 * num_layers * length * shape.d_ff))
+    norms = num_layers * (len(attentions) + 1) + 1
+    flops.append(FlopTerm("norm", "weight", 0.0,
+                          activation_floats=2.0 * norms * length * shape.d_model))
     bias_map = shape.num_heads * length**2 if options.relative_buckets else 0
-    ends = 2 * length * shape.d_model + bias_map
     return Costs(arrays=_arrays(shape, num_layers, options), flops=tuple(flops),
-                 activation_floats=float(num_layers * layer + ends))
+                 activation_floats=float(bias_map))
 
 
 def _arrays(shape: Shape, num_layers: int, options: StackOptions) -> tuple[ParamArray, ...]:

@@ -1,1 +1,32 @@
 """Transfer of a pre-trained model to labelled tasks, the same for every modality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from deepnarrow.modality import EXAMPLE_MASK, Batch, Params, Source
+
+
+def apply_all(
+    function: Callable[[Params, Batch], Any], params: Params, source: Source, batch_size: int
+) -> tuple[Shaped[np.ndarray, "n ..."], Int64[np.ndarray, " n"]]:
+    """Returns what `function` gives for every example of `source`, in order, and their labels.
+
+    Args:
+      function: `function(params, batch) -> [batch, ...]`, jitted.
+      params: the model's.
+      source: a labelled source.
+      batch_size: examples a call; the padding of the last one is dropped.
+    """
+    from deepnarrow.data import eval_batches
+
+    outputs, labels = [], []
+    for batch in eval_batches(source, batch_size):
+        real = batch[EXAMPLE_MASK] > 0
+        outputs.append(np.asarray(function(params, batch))[real])  # [batch, ...] -> [real, ...]
+        labels.append(batch["label"][real].astype(np.int64))
+    return np.concatenate(outputs), np.concatenate(labels)

@@ -23,8 +23,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Num
 
 from deepnarrow.errors import InputError
-from deepnarrow.modality import EXAMPLE_MASK, Batch, Params, Source
+from deepnarrow.modality import Batch, Params, Source
 from deepnarrow.protocol import check_range
+from deepnarrow.transfer import apply_all
 
 BIAS_CONSTANT = 100.0  # so large that the ridge hardly holds the bias back
 STD_FLOOR = 1e-5  # added to the standard deviation of every feature
@@ -90,16 +91,16 @@ def probe(
     [[[1.0], [1.0]]]
     """
     _check_settings(num_classes, shots, seeds, l2)
-    x_train, x_test = _features("train features", x_train), _features("test features", x_test)
+    x_train, y_train = _examples("train", x_train, y_train, num_classes)
+    x_test, y_test = _examples("test", x_test, y_test, num_classes)
     if x_train.shape[1] != x_test.shape[1]:
         raise InputError("test features", "are not as wide as the train features",
                          got=f"d = {x_test.shape[1]}", expected=f"d = {x_train.shape[1]}")
-    y_train = _labels("train labels", y_train, len(x_train), num_classes)
-    y_test = _labels("test labels", y_test, len(x_test), num_classes)
     names = range(num_classes) if class_names is None else class_names
     _check_enough(y_train, max(shots), names)
 
-    center = x_train.mean(axis=0)  # [n_train, d] -> [d]
+    # [n_train, d] -> [d]
+    center = x_train.mean(axis=0, dtype=np.float64).astype(np.float32)
     drawn = [draw_shots(y_train, num_classes, max(shots), seed) for seed in seeds]
     draws = [classes[:, :k].ravel() for k in shots for classes in drawn]
     per_pass = max(1, MAX_WEIGHTS // (len(l2) * num_classes * center.size))
@@ -209,14 +210,8 @@ def extract_features(
       source: a labelled source.
       batch_size: examples a call.
     """
-    from deepnarrow.data import eval_batches
-
-    xs, ys = [], []
-    for batch in eval_batches(source, batch_size):
-        real = np.asarray(batch[EXAMPLE_MASK]) > 0
-        xs.append(np.asarray(features(params, batch), np.float32)[real])  # [batch, d] -> [real, d]
-        ys.append(np.asarray(batch["label"])[real].astype(np.int64))
-    return np.concatenate(xs), np.concatenate(ys)
+    x, y = apply_all(features, params, source, batch_size)
+    return x.astype(np.float32, copy=False), y
 
 
 def majority_accuracy(labels_train: np.ndarray, labels_test: np.ndarray) -> float:
@@ -253,6 +248,17 @@ def _check_settings(
                 raise InputError(where, f"{name} are integers", got=value)
 
 
+def _examples(
+    split: str, x: np.ndarray, y: np.ndarray, num_classes: int
+) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]:
+    x = _features(f"{split} features", x)
+    y = check_labels(f"{split} labels", y, num_classes)
+    if len(x) != len(y):
+        raise InputError(f"{split} labels", "are not as many as the examples", got=len(y),
+                         expected=len(x))
+    return x, y
+
+
 def _features(where: str, x: np.ndarray) -> Float32[np.ndarray, "n d"]:
     x = np.asarray(x)
     if x.dtype.kind not in "fiu" or x.ndim != 2 or 0 in x.shape:
@@ -267,13 +273,13 @@ def _features(where: str, x: np.ndarray) -> Float32[np.ndarray, "n d"]:
     return x.astype(np.float32, copy=False)
 
 
-def _labels(
-    where: str, y: np.ndarray, num_examples: int, num_classes: int
-) -> Int64[np.ndarray, " n"]:
+def check_labels(where: str, y: np.ndarray, num_classes: int) -> Int64[np.ndarray, " n"]:
+    """Returns labels as int64.
+
+    Raises:
+      InputError: one of them is not an integer in 0 ... num_classes - 1; it names the first.
+    """
     y = _integers(where, y)
-    if len(y) != num_examples:
-        raise InputError(where, "are not as many as the examples", got=len(y),
-                         expected=num_examples)
     bad = (y < 0) | (y >= num_classes)
     if bad.any():
         index = int(bad.argmax())

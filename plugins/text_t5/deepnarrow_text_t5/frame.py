@@ -47,7 +47,8 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
     return Costs(
         arrays=(ParamArray(("embedding",), (options.vocab_size, shape.d_model), ("vocab", "embed"),
                            "embedding"),),
-        flops=(FlopTerm("embedding", "embedding", 0.0),
-               FlopTerm("head", "logits", 2.0 * logits * shape.d_model)),
-        activation_floats=float(logits + (positions + options.target_length) * shape.d_model),
+        flops=(FlopTerm("embedding", "embedding", 0.0,
+                        activation_floats=float(positions * shape.d_model)),
+               FlopTerm("head", "logits", 2.0 * logits * shape.d_model,
+                        activation_floats=float(logits + options.target_length * shape.d_model))),
     )

@@ -34,14 +34,19 @@ from deepnarrow_text_t5.frame import count_frame
 
 def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> Model:
     """Returns the T5 of `shape` whose stacks `encoder` and `decoder` are given."""
-    t5 = T5(shape.d_model, options.vocab_size, options.target_length, options.dropout_rate,
-            options.pad_id, options.eos_id, stacks["encoder"], stacks["decoder"])
+    t5 = make_t5(shape, options, stacks)
     frame = count_frame(shape, options).arrays
     axes = axes_tree(frame)
     for role, stack in stacks.items():
         axes[role] = axes_tree(stack.count().arrays)
     return Model(init=t5.init, loss=t5.loss, features=t5.features, param_axes=axes,
                  predict=t5.predict, score=t5.score)
+
+
+def make_t5(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> T5:
+    """Returns the functions of that model, those that no contract names among them."""
+    return T5(shape.d_model, options.vocab_size, options.target_length, options.dropout_rate,
+              options.pad_id, options.eos_id, stacks["encoder"], stacks["decoder"])
 
 
 class Encoded(NamedTuple):
@@ -133,7 +138,7 @@ class T5:
         self, params: Params, batch: Batch, key: Key | None, *, train: bool
     ) -> tuple[Float[Array, "batch target_length vocab"], Float[Array, ""]]:
         """Returns float32 logits of every target token given those before it, and the aux loss."""
-        encoder_key, embed_key, decoder_key = _split(key, 3)
+        encoder_key, embed_key, decoder_key = _split(key if train else None, 3)
         encoded = self.encode(params, batch["inputs"], encoder_key, train=train)
         x = self._embed(params, shift_right(batch["targets"], self.pad_id), embed_key)
         out = self.decoder.apply(params["decoder"], x, context=encoded.x, context_mask=encoded.mask,
@@ -145,7 +150,7 @@ class T5:
         train: bool,
     ) -> Encoded:
         """Applies the encoder to `inputs`, padding masked."""
-        embed_key, encoder_key = _split(key, 2)
+        embed_key, encoder_key = _split(key if train else None, 2)
         mask = (inputs != self.pad_id).astype(jnp.int32)
         x = self._embed(params, inputs, embed_key)
         out = self.encoder.apply(params["encoder"], x, mask=mask, key=encoder_key, train=train)

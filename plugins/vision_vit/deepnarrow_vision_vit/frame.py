@@ -58,9 +58,9 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
                                  (None, "length", "embed"), "position"))
     embed = 2 * patches * patch**2 * channels * d_model
     costs = Costs(
-        arrays=tuple(arrays), flops=(FlopTerm("embedding", "weight", float(embed)),),
-        # The patches and the logits, which the backward pass needs to form the gradients.
-        activation_floats=float(patches * patch**2 * channels + classes),
+        # The patches and the logits are kept: the backward pass forms gradients of them.
+        arrays=tuple(arrays), flops=(FlopTerm("embedding", "weight", float(embed),
+                                     activation_floats=float(patches * patch**2 * channels)),),
     )
     costs += _count_pooling(shape, options)
     if classes:
@@ -68,8 +68,8 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
             arrays=(ParamArray(("head", "kernel"), (d_model, classes), ("embed", "classes"),
                                "head"),
                     ParamArray(("head", "bias"), (classes,), ("classes",), "head")),
-            flops=(FlopTerm("head", "logits", 2.0 * d_model * classes),),
-            activation_floats=float(d_model),
+            flops=(FlopTerm("head", "logits", 2.0 * d_model * classes,
+                            activation_floats=float(d_model + classes)),),
         )
     return costs
 
@@ -109,8 +109,8 @@ def _count_map(shape: Shape, length: int) -> Costs:
             _pooling_array(("mlp", "wo", "bias"), (d_model,), ("embed",)),
         ),
         flops=(FlopTerm("pooling", "weight", float(projections + mlp)),
-               FlopTerm("pooling", "attention", float(attention), scores=float(heads * length))),
-        activation_floats=float(kept),
+               FlopTerm("pooling", "attention", float(attention), scores=float(heads * length),
+                        activation_floats=float(kept))),
     )
 
 

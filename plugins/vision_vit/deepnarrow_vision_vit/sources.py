@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WHERE = "vision_vit data"
 AUGMENTATIONS = ("none", "shift")
+ROTATIONS = (1, 4)
 
 # Split name -> the half-open share of [0, 1) that an image's hash must fall into.
 Splits = Mapping[str, tuple[float, float]]
@@ -39,7 +40,9 @@ def default_data_options() -> ConfigDict:
       source: name of the images, a key of `SOURCES`.
       upstream_classes: labels that pre-training sees.
       transfer_classes: labels of the transfer task; none of them upstream's.
-      augment: of training images: `shift` (by -1, 0 or 1 pixels each way) or `none`.
+      rotations: 4 makes each upstream image turned by 0, 90, 180 and 270 degrees a class of its own
+        (four times the classes, as Santoro et al. 2016 do for few-shot learning); 1 leaves it.
+      augment: of upstream's training images: `shift` (by -1, 0 or 1 pixels each way) or `none`.
     """
     from ml_collections import ConfigDict
 
@@ -47,6 +50,7 @@ def default_data_options() -> ConfigDict:
         "source": "digits",
         "upstream_classes": (0, 1, 2, 3, 4),
         "transfer_classes": (5, 6, 7, 8, 9),
+        "rotations": 4,
         "augment": "shift",
     }).lock()
 
@@ -124,6 +128,7 @@ def open_images(data_options: ConfigDict) -> Images:
                          expected=f"one of {', '.join(SOURCES)}",
                          hint=f"did you mean {near}?" if near else None)
     check_choice(WHERE, "augment", data_options.augment, AUGMENTATIONS)
+    check_choice(WHERE, "rotations", data_options.rotations, ROTATIONS)
     images = SOURCES[name]()
     known = sorted(set(images.labels.tolist()))
     for option in ("upstream_classes", "transfer_classes"):
@@ -154,36 +159,41 @@ def _check_classes(option: str, classes: tuple[int, ...], known: list[int]) -> N
 
 
 def make_source(
-    images: Images, classes: tuple[int, ...], share: tuple[float, float], *, augment: str,
-    tokens_per_example: int,
+    images: Images, classes: tuple[int, ...], share: tuple[float, float], *,
+    tokens_per_example: int, rotations: int = 1, augment: str = "none",
 ) -> Source:
     """Returns the images of `classes` whose hash falls into `share`, as examples.
 
-    An example is `{"image": float32 [size, size, channels] in [-1, 1], "label": int32}`; the label
-    is the class's position in `classes`.
+    An example is `{"image": float32 [size, size, channels] in [-1, 1], "label": int32}`. Example
+    `rotations * i + r` is image i after r quarter turns, with the label
+    `rotations * (position of its class in classes) + r`.
 
     Args:
       images: where the examples come from.
       classes: labels of `images` to keep.
       share: half-open interval of [0, 1), see `Images.shares`.
-      augment: `none`, or `shift`: by -1, 0 or 1 pixels each way, drawn from the stream's generator.
       tokens_per_example: see `Source`.
+      rotations: quarter turns that make an image another class, itself among them.
+      augment: `none`, or `shift`: by -1, 0 or 1 pixels each way, drawn from the stream's generator.
     """
     low, high = share
     chosen = np.isin(images.labels, classes) & (images.shares >= low) & (images.shares < high)
     rows = np.flatnonzero(chosen)
     pixels = images.pixels[rows]
-    labels = np.array([classes.index(label) for label in images.labels[rows].tolist()], np.int32)
+    kinds = np.array([classes.index(label) for label in images.labels[rows].tolist()], np.int32)
+    # [n] -> [n, rotations] -> [n * rotations]
+    labels = (rotations * kinds[:, None] + np.arange(rotations, dtype=np.int32)).reshape(-1)
 
     def load(index: int, rng: np.random.Generator) -> Example:
-        image = pixels[index]
+        row, turns = divmod(index, rotations)
+        image = np.rot90(pixels[row], turns)
         if augment == "shift":
             image = shift(image, *(int(s) for s in rng.integers(-1, 2, size=2)))
         return {"image": scale(image, images.white), "label": labels[index]}
 
-    facts = json.dumps([images.content_hash, classes, share, augment])
+    facts = json.dumps([images.content_hash, classes, share, rotations, augment])
     return Source(
-        num_examples=len(rows), load=load, content_hash=hashlib.sha256(facts.encode()).hexdigest(),
+        num_examples=len(labels), load=load, content_hash=hashlib.sha256(facts.encode()).hexdigest(),
         tokens_per_example=tokens_per_example, labels=lambda: labels,
     )
 

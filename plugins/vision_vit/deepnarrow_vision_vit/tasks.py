@@ -24,21 +24,22 @@ if TYPE_CHECKING:
 
 
 def upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
-    """Classification of `data_options.upstream_classes`.
+    """Classification of `data_options.upstream_classes`, and of how often an image is turned.
 
     The data decides `image_size`, `channels` and `num_classes` of the model.
     """
     images = open_images(data_options)
     classes = classes_of(data_options, "upstream_classes")
     tokens = _tokens(images.size, options)
-    train = make_source(images, classes, UPSTREAM_SPLITS["train"], augment=data_options.augment,
-                        tokens_per_example=tokens)
-    validation = make_source(images, classes, UPSTREAM_SPLITS["validation"], augment="none",
-                             tokens_per_example=tokens)
+    rotations: int = data_options.rotations
+    train = make_source(images, classes, UPSTREAM_SPLITS["train"], tokens_per_example=tokens,
+                        rotations=rotations, augment=data_options.augment)
+    validation = make_source(images, classes, UPSTREAM_SPLITS["validation"],
+                             tokens_per_example=tokens, rotations=rotations)
     return Upstream(
         train=train, validation=validation, metric=Metric("loss", "min"),
         options={"image_size": images.size, "channels": images.channels,
-                 "num_classes": len(classes)},
+                 "num_classes": rotations * len(classes)},
     )
 
 
@@ -55,13 +56,13 @@ def _new_classes(data_options: ConfigDict, options: ConfigDict) -> Task:
     @functools.cache
     def examples(split: str) -> Source:
         images = open_images(data_options)
-        augment = data_options.augment if split == "train" else "none"
-        return make_source(images, classes, _share(name, split, TRANSFER_SPLITS), augment=augment,
+        # Never augmented: the probe's shots are these images, and its raw pixels too.
+        return make_source(images, classes, _share(name, split, TRANSFER_SPLITS),
                            tokens_per_example=_tokens(images.size, options))
 
     def baseline(split: str) -> np.ndarray:
         images = open_images(data_options)
-        source = make_source(images, classes, _share(name, split, TRANSFER_SPLITS), augment="none",
+        source = make_source(images, classes, _share(name, split, TRANSFER_SPLITS),
                              tokens_per_example=1)
         still = np.random.default_rng(0)
         pixels = [source.load(i, still)["image"].reshape(-1) for i in range(source.num_examples)]

@@ -1,0 +1,47 @@
+"""The command line: `deepnarrow COMMAND ...`; one module a command, imported when it is called.
+
+Exit codes: 0 done, 1 a bug (traceback), 2 bad input, 75 stopped on request: run it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from deepnarrow.cli.output import Output, write
+from deepnarrow.cli.parser import parse
+from deepnarrow.errors import InputError, InputErrors, Preempted, shorten
+
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75
+MAX_MESSAGE = 4000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; the installed `deepnarrow` is this function."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except InputError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        for one in error.errors if isinstance(error, InputErrors) else [error]:
+            print(shorten(f"error: {one}", MAX_MESSAGE), file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except (Preempted, KeyboardInterrupt) as stop:
+        print(f"stopped: {stop or 'Ctrl-C'}; the same command goes on from here", file=sys.stderr)
+        return EXIT_PREEMPTED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        command, options = parse(arguments)
+    except SystemExit as end:  # --help and --version have printed
+        return int(end.code or 0)
+    # The document is all that a command puts on stdout: what libraries print goes to stderr.
+    with contextlib.redirect_stdout(sys.stderr):
+        output: Output = command(options)
+    write(output, as_json=options.json)
+    return 0

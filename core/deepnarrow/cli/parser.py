@@ -1,0 +1,220 @@
+"""Arguments of every command; strict: no abbreviations, no flag twice, errors as everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from deepnarrow.cli.output import write_text
+from deepnarrow.errors import InputError, shorten, suggest
+
+PROG = "deepnarrow"
+EPILOG = """exit codes: 0 done, 1 a bug, 2 bad input, 75 stopped on request (run it again)
+deepnarrow COMMAND --help shows a command's arguments"""
+LIST_KINDS = (
+    "modalities", "architectures", "ops", "tasks", "strategies", "forms", "launchers", "plugins",
+)
+Command = Callable[[argparse.Namespace], Any]
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `InputError` where argparse would print its usage."""
+
+    def __init__(self, prog: str, description: str, **settings: Any):
+        super().__init__(prog=prog, description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints to stdout, whose reader may have gone away."""
+        del file
+        write_text(self.format_help())
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(self.prog, message, hint=f"{self.prog} --help")
+
+
+class Once(argparse.Action):
+    """Stores a flag's value; a second value is an error, never last-wins."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = namespace.__dict__.setdefault("given", set())
+        if self.dest in given:
+            raise InputError(f"{parser.prog} {option_string}", "is given twice", got=values,
+                             hint="keep one of them")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def parse(arguments: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """Returns the command's function (imported now) and its arguments.
+
+    Raises:
+      InputError: no such command, flag or argument; something is missing or given twice.
+      SystemExit: `--help` or `--version` has printed.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        _top_level(arguments)
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = suggest(name, COMMANDS)
+        what = "unknown flag before the command" if name.startswith("-") else "unknown command"
+        raise InputError(PROG, what, got=repr(shorten(name)),
+                         expected=f"one of {', '.join(COMMANDS)}",
+                         hint=f"did you mean {near}?" if near else None)
+    summary, target, add_arguments = COMMANDS[name]
+    parser = Parser(f"{PROG} {name}", summary)
+    add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
+    options, extras = parser.parse_known_intermixed_args(rest)
+    if extras:
+        raise _unknown_argument(parser, extras[0])
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function), options
+
+
+def _top_level(arguments: Sequence[str]) -> NoReturn:
+    from deepnarrow import __version__
+
+    if arguments[:1] == ["--version"]:
+        write_text(f"{PROG} {__version__}\n")
+        raise SystemExit(0)
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {COMMANDS[name][0]}" for name in COMMANDS)
+    write_text(f"usage: {PROG} COMMAND ...\n\nWhich shape should my Transformer have, and does the "
+               f"answer hold in another domain?\n\ncommands:\n{lines}\n\n{EPILOG}\n")
+    raise SystemExit(0)
+
+
+def _unknown_argument(parser: argparse.ArgumentParser, argument: str) -> InputError:
+    flag = argument.partition("=")[0]
+    if not flag.startswith("-"):
+        return InputError(parser.prog, "unexpected argument", got=repr(shorten(argument)),
+                          hint=f"{parser.prog} --help")
+    known = [f for action in parser._actions for f in action.option_strings]
+    near = next((f for f in known if f.startswith(flag)), None) or suggest(flag, known)
+    return InputError(parser.prog, "unknown flag", got=repr(shorten(flag)),
+                      expected=f"one of {', '.join(f for f in known if f.startswith('--'))}",
+                      hint=f"did you mean {near}?" if near else None)
+
+
+# --- numbers ------------------------------------------------------------------------------------
+def integer(flag: str, text: str, low: int, high: int) -> int:
+    """Reads an integer in plain digits.
+
+    Raises:
+      InputError: it is none, or out of range.
+    """
+    if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
+        raise InputError(flag, "is not an integer in range", got=repr(shorten(text)),
+                         expected=f"{low}..{high}")
+    return int(text)
+
+
+def integers(flag: str, text: str, low: int, high: int) -> tuple[int, ...]:
+    """Reads integers with commas between them, each once.
+
+    >>> integers("--shots", "1,5,10", 1, 100)
+    (1, 5, 10)
+    """
+    values = tuple(integer(flag, part, low, high) for part in text.split(","))
+    if len(set(values)) < len(values):
+        raise InputError(flag, "has a value twice", got=text, hint="keep one of them")
+    return values
+
+
+def number(flag: str, text: str) -> float:
+    """Reads a finite number greater than 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(flag, "is not a positive number", got=repr(shorten(text)),
+                         expected="> 0, e.g. 1024 or 1e3")
+    return value
+
+
+# --- commands -----------------------------------------------------------------------------------
+def _list(parser: Parser) -> None:
+    parser.add_argument("kind", metavar="KIND", nargs="?", help=f"one of {', '.join(LIST_KINDS)}; "
+                        "an overview if left out")
+
+
+def _set(parser: Parser, metavar: str, help_: str) -> None:
+    parser.add_argument("--set", dest="settings", metavar=metavar, action="append", default=[],
+                        help=help_)
+
+
+def _shape(parser: Parser) -> None:
+    parser.add_argument("modality", metavar="MODALITY", help="deepnarrow list modalities")
+    parser.add_argument("expressions", metavar="EXPR", nargs="+", help="e.g. base-nl16-ff2k")
+    _set(parser, "OPTION=VALUE", "a model option; several may be given")
+    parser.add_argument("--convention", action=Once, default="matmul",
+                        help="how FLOPs are counted (default: every matmul)")
+    parser.add_argument("--architecture", action=Once, default="transformer",
+                        help="what fills the stacks (default: transformer)")
+
+
+def _study(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a Python file with get_config(); it is "
+                        "run")
+    parser.add_argument("--workdir", metavar="DIR", action=Once, help="where everything goes; a "
+                        "study that is there goes on")
+    _set(parser, "KEY=VALUE", "changes the config, e.g. run.log_every=5; several may be given")
+    parser.add_argument("--launcher", action=Once, default="local",
+                        help="what runs the trials (default: local)")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="show cells, costs, time and disk; train nothing")
+
+
+def _status(parser: Parser) -> None:
+    parser.add_argument("workdir", metavar="WORKDIR", help="of a study")
+
+
+def _probe(parser: Parser) -> None:
+    for split in ("train", "test"):
+        parser.add_argument(f"--{split}", metavar="FILE.npz", action=Once, required=True,
+                            help="arrays x [n, d] and y [n]")
+    parser.add_argument("--shots", metavar="K,K,...", action=Once, default="1,5,10",
+                        help="examples a class (default: 1,5,10)")
+    parser.add_argument("--seeds", metavar="N", action=Once, default="3",
+                        help="draws of the shots, seeds 0 ... N-1 (default: 3)")
+    parser.add_argument("--l2", metavar="VALUE", action=Once, default="1024",
+                        help="strength of the ridge (default: 1024)")
+
+
+def _sources(parser: Parser) -> None:
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study")
+
+
+def _pareto(parser: Parser) -> None:
+    _sources(parser)
+    parser.add_argument("--cost", metavar="NAME[:min]", action="append", default=[],
+                        help="a cost column; several may be given (default: "
+                        "params_non_embedding, flops_forward_per_example, step_time_s)")
+    parser.add_argument("--quality", metavar="NAME[:min|max]", action="append", default=[],
+                        help="a quality, e.g. upstream/loss; several may be given (default: all)")
+
+
+def _report(parser: Parser) -> None:
+    _sources(parser)
+    parser.add_argument("--out", metavar="DIR", action=Once, required=True,
+                        help="where report.html and its figures go")
+
+
+COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
+    "list": ("what is installed", "deepnarrow.cli.listing:run", _list),
+    "shape": ("what shapes cost", "deepnarrow.cli.shape:run", _shape),
+    "study": ("run a scaling study, or go on with one", "deepnarrow.cli.study:run", _study),
+    "status": ("how far a study is", "deepnarrow.cli.study:status", _status),
+    "probe": ("few-shot probe of given features", "deepnarrow.cli.probe:run", _probe),
+    "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
+    "report": ("write a study's report again", "deepnarrow.cli.analysis:report", _report),
+}

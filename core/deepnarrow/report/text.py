@@ -1,0 +1,131 @@
+"""How names and numbers look in a report. Names are data: these are the only ways to show one."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import unicodedata
+
+_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)", re.DOTALL)
+# Control, format (zero width, bidirectional overrides) and surrogate characters; line separators.
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_NOT_XML = "\ufffe\uffff"
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+NONE = "–"
+
+
+def plain(text: object, limit: int = 200) -> str:
+    """Shows `text` on one line of visible characters; the middle of a longer one gives way to "…".
+
+    >>> plain("\\x1b[31mred\\x1b[0m\\nnext")
+    'red next'
+    >>> plain("base-nl32-ff4096-kv64", limit=12)
+    'base-nl…kv64'
+    """
+    # The limit comes first too, so that a text of megabytes costs nothing.
+    raw = _ANSI.sub("", _middle(str(text), 20 * limit))
+    spaced = re.sub(r"\s+", " ", raw)
+    shown = "".join(c for c in spaced
+                    if unicodedata.category(c) not in _INVISIBLE and c not in _NOT_XML)
+    return _middle(shown, limit)
+
+
+def _middle(text: str, limit: int) -> str:
+    tail = (limit - 1) // 3
+    return text if len(text) <= limit else f"{text[: limit - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def escape(text: object, limit: int = 200) -> str:
+    """Shows `text` in HTML, as content or as a quoted attribute: it stays text there.
+
+    >>> escape("</script><b title='x'>")
+    '&lt;/script&gt;&lt;b title=&#x27;x&#x27;&gt;'
+    """
+    return html.escape(plain(text, limit), quote=True)
+
+
+def count(value: float | None, giga: str = "G") -> str:
+    """Shows a count to three digits with a decimal prefix; `giga` is "B" for parameters.
+
+    >>> count(1_234_567), count(999), count(None)
+    ('1.23M', '999', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    for size, prefix in _PREFIXES:
+        # 999,999 is 1M, not 1000k.
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g}{giga if prefix == 'G' else prefix}"
+    return f"{value:.3g}"
+
+
+def seconds(value: float | None) -> str:
+    """Shows a duration to three digits.
+
+    >>> seconds(0.01234), seconds(75)
+    ('12.3 ms', '75 s')
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value * 1e3:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
+
+
+def quality(mean: float | None, sd: float | None = None) -> str:
+    """Shows a quality to four decimals at most, with its standard deviation where known.
+
+    >>> quality(0.91234, 0.00345), quality(12.3456), quality(None)
+    ('0.9123 ± 0.0034', '12.35', '–')
+    """
+    if mean is None or not math.isfinite(mean):
+        return NONE
+    digits = 4 if abs(mean) < 10 else 2 if abs(mean) < 1000 else 0
+    return f"{mean:,.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
+def cost(name: str, value: float | None) -> str:
+    """Shows a value of the cost column `name` with its unit.
+
+    >>> cost("step_time_s", 0.25), cost("params_total", 2.5e9), cost("peak_bytes", 3e9)
+    ('250 ms', '2.5B', '3 GB')
+    """
+    if name == "step_time_s":
+        return seconds(value)
+    if name == "peak_bytes":
+        shown = count(value)
+        return shown if shown == NONE else re.sub(r"([kMGTP]?)$", r" \1B", shown)
+    return count(value, "B" if name.startswith("params") else "G")
+
+
+def quality_title(name: str) -> str:
+    """Names a quality (see `pareto.quality_name`) in words.
+
+    >>> quality_title("upstream/loss")
+    'Upstream loss'
+    >>> quality_title("digits/few_shot@5"), quality_title("squad/fine_tune/f1")
+    ('digits, 5-shot probe accuracy', 'squad, fine-tuned f1')
+    """
+    first, _, rest = name.partition("/")
+    if first == "upstream":
+        return f"Upstream {plain(rest)}"
+    return f"{plain(first)}, {stage_title(rest)}"
+
+
+def stage_title(rest: str) -> str:
+    """Names the part of a quality after its task: `few_shot@5`, `fine_tune`, `fine_tune/f1`."""
+    stage, _, metric = rest.partition("/")
+    kind, _, shots = stage.partition("@")
+    probe = f"{plain(shots)}-shot probe" if shots else "probe"
+    words = {"few_shot": probe, "fine_tune": "fine-tuned"}.get(kind, plain(kind))
+    return f"{words} {plain(metric) or 'accuracy'}"
+
+
+COST_TITLES = {
+    "params_total": "Parameters",
+    "params_non_embedding": "Non-embedding parameters",
+    "flops_forward_per_example": "Forward FLOPs per example",
+    "flops_train_total": "Training FLOPs",
+    "tokens_seen": "Tokens seen",
+    "step_time_s": "Step time",
+    "peak_bytes": "Peak memory",
+}

@@ -1,0 +1,564 @@
+"""The command line: what commands print, how they refuse, and what they never import."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepnarrow import cli
+from deepnarrow.cli.parser import COMMANDS, LIST_KINDS, integer, integers, number, parse
+from deepnarrow.errors import InputError, Preempted
+from deepnarrow.records import MetricRow, Record
+from deepnarrow.store import Store
+from deepnarrow.study import StudySummary
+
+HEAVY = ("jax", "jaxlib", "flax", "optax", "grain", "orbax", "tensorflow", "sklearn", "scipy",
+         "matplotlib", "altair", "pyarrow")
+
+
+@pytest.fixture
+def run(capsys):
+    """`run("shape", "text_t5", ...)` -> (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a command that must be refused and returns its error lines."""
+
+    def refused(*arguments: str) -> list[str]:
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, ""), err
+        lines = err.splitlines()
+        assert all(line.startswith("error: ") for line in lines), err
+        return lines
+
+    return refused
+
+
+def child(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    code = ("import sys; from deepnarrow.cli import main; code = main(); "
+            f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr); sys.exit(code)")
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True,
+                          timeout=120, **settings)
+
+
+def record(name: str, seed: int, params: float, loss: float | None, **changes: Any) -> Record:
+    shape = {"num_encoder_layers": 2, "num_decoder_layers": 0, "d_model": 8, "d_ff": 16, "d_kv": 4,
+             "num_heads": 2, "share_heads": False, "share_kv": False}
+    values: dict[str, Any] = {
+        "key": f"{name}-{seed}", "study": "study", "modality": "toy", "architecture": "transformer",
+        "name": name, "shape": shape, "seed": seed, "status": "done", "config": {},
+        "costs": {"params_total": params + 5, "params_non_embedding": params,
+                  "flops_forward_per_example": 2 * params, "flops_train_total": 6 * params,
+                  "tokens_seen": 1.0, "step_time_s": 0.5, "peak_bytes": None},
+        "flop_convention": "matmul", "environment": {"device": "cpu", "host": "h", "seconds": 2.0},
+        "metrics": (MetricRow("upstream", "", "loss", "min", loss),), **changes}
+    return Record(**values)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Three shapes with two seeds, one of them dominated; one trial has not run."""
+    folder = tmp_path / "workdir"
+    folder.mkdir()
+    records = [record(name, seed, params, loss + seed / 10)
+               for name, params, loss in (("a", 10, 3.0), ("b", 20, 2.0), ("c", 30, 2.5))
+               for seed in (0, 1)]
+    with Store(folder / "records.sqlite") as store:
+        for one in records:
+            store.add(one)
+    plan = [{"key": r.key, "modality": "toy", "architecture": "transformer", "name": r.name,
+             "seed": r.seed} for r in [*records, record("d", 0, 1, 1.0)]]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
+
+
+# --- all commands --------------------------------------------------------------------------------
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_names_every_command(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"usage: deepnarrow {command}" in out
+    assert "--json" in out
+
+
+def test_version(run):
+    from deepnarrow import __version__
+
+    assert run("--version") == (0, f"deepnarrow {__version__}\n", "")
+
+
+BAD_ARGUMENTS = [
+    (["shpe"], "deepnarrow: unknown command (got 'shpe'; expected one of", "did you mean shape?"),
+    (["--json", "list"], "deepnarrow: unknown flag before the command (got '--json'", ""),
+    (["list", "--jsn"], "deepnarrow list: unknown flag (got '--jsn'", "did you mean --json?"),
+    (["list", "--js"], "unknown flag (got '--js'", "did you mean --json?"),
+    (["list", "ops", "more"], "deepnarrow list: unexpected argument (got 'more')", "--help"),
+    (["list", "op"], "deepnarrow list: unknown kind (got 'op'", "did you mean ops?"),
+    (["shape", "text_t5"], "the following arguments are required: EXPR", "--help"),
+    (["shape"], "the following arguments are required: MODALITY, EXPR", "--help"),
+    (["shape", "text_t5", "base", "--set"], "argument --set: expected one argument", ""),
+    (["shape", "text_t5", "base", "--convention", "palm", "--convention=palm"],
+     "deepnarrow shape --convention: is given twice", "keep one of them"),
+    (["shape", "text_t5", "base", "--conv", "palm"], "unknown flag (got '--conv'", "convention"),
+    (["study", "x.py"], "deepnarrow study: --workdir is missing", "--workdir runs/NAME"),
+    (["study", "absent.py", "--workdir", "w"], "config 'absent.py': no such file", ""),
+    (["status"], "the following arguments are required: WORKDIR", ""),
+    (["status", "absent"], "workdir 'absent': is no study's workdir", ""),
+    (["pareto"], "the following arguments are required: SOURCE", ""),
+    (["pareto", "absent"], "source 'absent': is no study's workdir", ""),
+    (["report", "absent", "--out", "x"], "source 'absent': is no study's workdir", ""),
+    (["report", "absent", "--out", "x.html"], "--out: is no folder (got 'x.html'", ""),
+    (["report", "absent"], "the following arguments are required: --out", ""),
+    (["probe", "--train", "x.npz"], "the following arguments are required: --test", ""),
+    (["probe", "--train", "absent.npz", "--test", "t.npz"], "absent.npz: is not a file", ""),
+    (["probe", "--train", "a", "--test", "b", "--shots", "1,0"], "--shots: is not an integer in "
+     "range (got '0'; expected 1..", ""),
+    (["probe", "--train", "a", "--test", "b", "--shots", "1,1"], "--shots: has a value twice", ""),
+    (["probe", "--train", "a", "--test", "b", "--seeds", "-1"], "--seeds: is not an integer", ""),
+    (["probe", "--train", "a", "--test", "b", "--seeds", "1e3"], "--seeds: is not an integer", ""),
+    (["probe", "--train", "a", "--test", "b", "--l2", "nan"], "--l2: is not a positive number", ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected", "hint"), BAD_ARGUMENTS)
+def test_bad_arguments_are_one_line_each(refused, tmp_path, monkeypatch, arguments, expected, hint):
+    monkeypatch.chdir(tmp_path)
+    [line] = refused(*arguments)
+    assert line.startswith(f"error: {expected}") or expected in line
+    assert hint in line.partition("Hint: ")[2]
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(run):
+    code, out, err = run("shape", "text_t5", "bsae", "--debug")
+    assert (code, out) == (2, "")
+    assert "Traceback (most recent call last)" in err
+    assert err.splitlines()[-1].startswith("error: shape 'bsae', column 1: unknown preset")
+
+
+def test_all_errors_of_one_input_are_printed(refused):
+    lines = refused("shape", "text_t5", "bsae", "base", "base-xx3", "base-nl0")
+    assert len(lines) == 3
+    assert [line.split("'")[1] for line in lines] == ["bsae", "base-xx3", "base-nl0"]
+
+
+def test_control_characters_stay_out_of_the_terminal(refused):
+    [line] = refused("shape", "text\x1b[31m", "base")
+    assert "\x1b" not in line
+
+
+def replace_command(monkeypatch, function) -> None:
+    from deepnarrow.cli import listing
+
+    monkeypatch.setattr(listing, "run", function)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Preempted("study 'x' in w")])
+def test_a_stop_exits_with_75(run, monkeypatch, stop):
+    def command(options):
+        raise stop
+
+    replace_command(monkeypatch, command)
+    code, out, err = run("list")
+    assert (code, out) == (75, "")
+    assert err.startswith("stopped: ")
+    assert err.count("\n") == 1
+
+
+def test_a_bug_is_a_traceback(monkeypatch):
+    def command(options):
+        raise ValueError("a bug")
+
+    replace_command(monkeypatch, command)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["list"])
+
+
+def test_what_libraries_print_stays_out_of_the_document(run, monkeypatch):
+    def command(options):
+        print("noise")
+        return cli.Output({"a": 1}, lambda console: console.print("table"))
+
+    replace_command(monkeypatch, command)
+    code, out, err = run("list", "--json")
+    assert (code, json.loads(out), err) == (0, {"a": 1}, "noise\n")
+    assert run("list") == (0, "table\n", "noise\n")
+
+
+def test_a_number_that_json_lacks_is_a_bug(monkeypatch):
+    replace_command(monkeypatch, lambda options: cli.Output(float("nan"), print))
+    with pytest.raises(ValueError, match="JSON"):
+        cli.main(["list", "--json"])
+
+
+@pytest.mark.parametrize("arguments", [("list", "--json"), ("list",), ("--help",),
+                                       ("shape", "text_t5", "base")])
+def test_a_reader_that_went_away_is_no_error(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        code = "import sys; from deepnarrow.cli import main; sys.exit(main())"
+        done = subprocess.run([sys.executable, "-c", code, *arguments], stdout=writer,
+                              stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_named():
+    with open("/dev/full", "w") as full:
+        code = "import sys; from deepnarrow.cli import main; sys.exit(main())"
+        done = subprocess.run([sys.executable, "-c", code, "list", "--json"], stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: stdout: cannot be written")
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_exits_with_75(tmp_path):
+    config = tmp_path / "slow.py"
+    config.write_text("import sys, time\nprint('here', file=sys.stderr, flush=True)\n"
+                      "time.sleep(60)\n")
+    code = "import sys; from deepnarrow.cli import main; sys.exit(main())"
+    process = subprocess.Popen([sys.executable, "-c", code, "study", str(config), "--workdir",
+                                str(tmp_path / "w")], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while process.stderr.readline() != "here\n":
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "Traceback" not in err
+    assert not (tmp_path / "w").exists()
+
+
+# --- imports and speed ---------------------------------------------------------------------------
+LIGHT = [("--help",), ("list",), ("list", "tasks"), ("shape", "text_t5", "base", "base-nl16"),
+         ("shape", "vision_vit", "tiny"), ("study", "absent.py", "--workdir", "w"),
+         ("probe", "--train", "absent.npz", "--test", "absent.npz")]
+
+
+@pytest.mark.parametrize("arguments", LIGHT)
+def test_light_commands_import_nothing_heavy(arguments):
+    done = child(*arguments)
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+    assert done.returncode == (2 if "absent" in str(arguments) else 0)
+
+
+def test_commands_on_a_workdir_import_nothing_heavy(workdir):
+    for arguments in (("status", str(workdir)), ("pareto", str(workdir))):
+        done = child(*arguments)
+        assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("list",),
+                                       ("shape", "text_t5", "base", "base-nl16")])
+def test_answers_in_under_a_second_of_cpu(arguments):
+    code = ("import sys, time; from deepnarrow.cli import main; code = main(); "
+            "print(time.process_time(), file=sys.stderr); sys.exit(code)")
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True,
+                          timeout=60, check=True)
+    assert float(done.stderr.splitlines()[-1]) < 1.0
+
+
+def test_a_thousand_shapes_take_under_two_seconds_of_cpu(run):
+    shapes = [f"base-nl{layers}-ff{64 * width}" for layers in range(1, 41) for width in
+              range(1, 26)]
+    start = time.process_time()
+    code, out, _ = run("shape", "text_t5", *shapes, "--json")
+    assert time.process_time() - start < 2.0
+    assert code == 0
+    assert len(json.loads(out)) == 1000
+
+
+# --- list ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", LIST_KINDS)
+def test_list_of_a_kind(run, kind):
+    code, out, _ = run("list", kind, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert isinstance(rows, list)
+    _, table, _ = run("list", kind)
+    assert all(str(row["name"]) in table for row in rows)
+    assert rows or table == f"no {kind}\n"
+
+
+def test_list_overview_holds_every_kind(run):
+    code, out, _ = run("list", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert list(found) == list(LIST_KINDS)
+    assert {"text_t5", "vision_vit"} <= {row["name"] for row in found["modalities"]}
+    assert [row["name"] for row in found["ops"]][:3] == ["NL", "EL", "DL"]
+    _, table, _ = run("list")
+    assert "text_t5" in table
+    assert "available" in table
+
+
+def test_list_says_why_a_plugin_is_unavailable(tmp_path):
+    info = tmp_path / "acme_audio-0.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-audio\nVersion: 0.3\n")
+    (info / "entry_points.txt").write_text("[deepnarrow.plugins]\naudio = acme_audio_plugin\n")
+    (tmp_path / "acme_audio_plugin.py").write_text("print('hello')\nimport absent_library\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = child("list", "plugins", "--json", env=environment)
+    [row] = [row for row in json.loads(done.stdout) if row["name"] == "audio"]
+    assert row == {"name": "audio", "distribution": "acme-audio", "version": "0.3", "registers": {},
+                   "error": "import failed: ModuleNotFoundError: No module named 'absent_library'"}
+    assert done.stderr.startswith("hello\n")
+    table = child("list", "plugins", env=environment).stdout
+    assert "absent_library" in table
+    shape = child("shape", "audio", "tiny", env=environment)
+    assert shape.returncode == 2
+    assert "error: plugin 'audio' of acme-audio: is unavailable: import failed" in shape.stderr
+
+
+# --- shape ---------------------------------------------------------------------------------------
+def test_shape_json(run):
+    code, out, err = run("shape", "text_t5", "base", "base-nl16", "--json")
+    base, deep = json.loads(out)
+    assert (code, err) == (0, "")
+    assert list(base) == ["name", "shape", "params", "flops"]
+    assert deep["name"] == "base-nl16"
+    assert deep["shape"] == {
+        "num_encoder_layers": 16, "num_decoder_layers": 16, "d_model": 768, "d_ff": 3072,
+        "d_kv": 64, "num_heads": 12, "share_heads": False, "share_kv": False}
+    # T5 base of Raffel et al. has 222,903,552 parameters; 32128 x 768 of them embed.
+    assert base["params"] == {"total": 222_903_552, "embedding": 32128 * 768,
+                              "non_embedding": 222_903_552 - 32128 * 768}
+    assert base["flops"]["convention"] == "matmul"
+    assert base["flops"]["train_per_example"] == 3 * base["flops"]["forward_per_example"]
+
+
+def test_shape_table_shows_the_exact_number_of_parameters(run):
+    code, out, _ = run("shape", "text_t5", "base")
+    assert code == 0
+    assert "222,903,552" in out
+    assert "convention matmul" in out
+
+
+def test_shape_options_change_the_counts(run):
+    counts = []
+    for settings in ((), ("--set", "vocab_size=100"), ("--set", "vocab_size=100", "--set",
+                                                      "input_length=8")):
+        code, out, _ = run("shape", "text_t5", "tiny", *settings, "--json")
+        assert code == 0
+        counts.append(json.loads(out)[0])
+    assert counts[1]["params"]["embedding"] < counts[0]["params"]["embedding"]
+    assert counts[1]["params"] == counts[2]["params"]
+    assert counts[2]["flops"]["forward_per_example"] < counts[1]["flops"]["forward_per_example"]
+
+
+def test_flags_may_stand_between_shapes(run):
+    code, out, _ = run("shape", "text_t5", "tiny", "--set", "vocab_size=100", "base", "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)] == ["tiny", "base"]
+
+
+def test_shape_convention(run):
+    code, out, _ = run("shape", "text_t5", "base", "--convention", "palm", "--json")
+    assert (code, json.loads(out)[0]["flops"]["convention"]) == (0, "palm")
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["text_t6", "base"], "modality 'text_t6': no plugin registers this modality"),
+    (["text_t5", "base", "--architecture", "x"], "architecture 'x': no plugin registers"),
+    (["text_t5", "base", "--convention", "matmull"], "did you mean matmul?"),
+    (["text_t5", "base", "--set", "vocab_sise=3"], "--set vocab_sise: unknown key"),
+    (["text_t5", "base", "--set", "vocab_size=True"], "--set vocab_size: has a wrong type, bool"),
+    (["text_t5", "base", "--set", "vocab_size"], "--set: is not a setting (got 'vocab_size'"),
+    (["text_t5", "base", "--set", "scan=no"], "--set scan: has a wrong type, str"),
+    (["text_t5", "base", "--set", "vocab_size=1", "--set", "vocab_size=1"],
+     "--set vocab_size: is set twice"),
+    (["text_t5", "base-nl4096-dm131072-ff1048576-nh4096-kv65536"], "too many parameters (got "),
+    (["vision_vit", "B/16", "--set", "patch_size=14"],
+     "--set patch_size: the name 'B/16' sets this option (got 14; expected 16)"),
+])
+def test_shape_refuses(refused, arguments, expected):
+    [line] = refused("shape", *arguments)
+    assert expected in line
+
+
+# --- study and status ----------------------------------------------------------------------------
+CONFIG = """
+def get_config():
+    return {"name": "s", "seeds": (0,), "modalities": {"text_t5": {
+        "shapes": ("tiny",), "protocol": {
+            "batch_size": 8, "budget": {"kind": "examples", "amount": 16},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "constant"}}}}}
+"""
+
+
+def test_study_calls_the_study_and_shows_its_fronts(run, monkeypatch, workdir, tmp_path):
+    calls = []
+
+    def run_study(config, given, registry, launcher):
+        calls.append((config.name, config.run.log_every, given, launcher))
+        return StudySummary(workdir, 6, {"done": 6}, 75.0, [workdir / "report.html"])
+
+    monkeypatch.setattr("deepnarrow.study.run_study", run_study)
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    arguments = ("study", str(path), "--workdir", str(workdir), "--set", "run.log_every=3")
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert calls == [("s", 3, str(workdir), "local")]
+    assert "toy: Upstream loss" in out
+    assert "trained 6 trials in 1 min 15 s" in out
+    assert f"report: {workdir / 'report.html'}" in out
+    code, out, _ = run(*arguments, "--json")
+    assert json.loads(out) == {"workdir": str(workdir), "trained": 6, "counts": {"done": 6},
+                               "seconds": 75.0, "files": [str(workdir / "report.html")]}
+
+
+def test_study_refuses_a_bad_config_before_it_writes(refused, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.replace('"batch_size": 8', '"bach": 8'))
+    lines = refused("study", str(path), "--workdir", str(tmp_path / "w"), "--set", "nmae=x")
+    assert [line.split(" (expected")[0] for line in lines] == [
+        "error: --set nmae: unknown key",
+        f"error: {path}: modalities.text_t5.protocol.bach: unknown key",
+        f"error: {path}: modalities.text_t5.protocol.batch_size: is missing"]
+    assert not (tmp_path / "w").exists()
+
+
+def test_status(run, workdir):
+    code, out, _ = run("status", str(workdir), "--json")
+    state = json.loads(out)
+    assert code == 0
+    assert {key: state[key] for key in ("done", "failed", "diverged", "running", "todo")} == {
+        "done": 6, "failed": 0, "diverged": 0, "running": [], "todo": 1}
+    assert state["seconds_left"] == pytest.approx(2.0)
+    code, out, _ = run("status", str(workdir))
+    assert code == 0
+    assert "time left: about 2.0 s" in out
+
+
+# --- pareto and report ---------------------------------------------------------------------------
+def test_pareto_json(run, workdir):
+    code, out, _ = run("pareto", str(workdir), "--cost", "params:min", "--quality",
+                       "upstream/loss:min", "--json")
+    [front] = json.loads(out)["fronts"]
+    assert code == 0
+    assert (front["modality"], front["cost"], front["quality"]) == (
+        "toy", "params_non_embedding", "upstream/loss")
+    assert [(p["name"], p["on_front"], p["n"]) for p in front["points"]] == [
+        ("a", True, 2), ("b", True, 2), ("c", False, 2)]
+    assert front["points"][0]["quality_mean"] == pytest.approx(3.05)
+
+
+def test_pareto_table(run, workdir):
+    code, out, _ = run("pareto", str(workdir))
+    assert code == 0
+    assert "toy: Upstream loss" in out
+    assert "Non-embedding parameters" in out
+
+
+def test_pareto_without_finished_runs(run, tmp_path):
+    with Store(tmp_path / "records.sqlite") as store:
+        store.add(record("a", 0, 10, None, status="failed", metrics=()))
+    assert run("pareto", str(tmp_path)) == (0, "no finished runs\n", "")
+    assert json.loads(run("pareto", str(tmp_path), "--json")[1]) == {"fronts": []}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--cost", "params:max"], "--cost: a cost is better where it is less (got params:max"),
+    (["--cost", "params:up"], "--cost: is no axis (got 'params:up'"),
+    (["--cost", "parms"], "cost: no record has this cost (got parms"),
+    (["--quality", "upstream/los"], "did you mean upstream/loss?"),
+    (["--quality", "upstream/loss:max"], "--quality upstream/loss: is better the other way"),
+])
+def test_pareto_refuses(refused, workdir, arguments, expected):
+    [line] = refused("pareto", str(workdir), *arguments)
+    assert expected in line
+
+
+def test_a_source_given_twice_is_refused(refused, workdir):
+    [line] = refused("pareto", str(workdir), f"{workdir}/../workdir")
+    assert "is given twice" in line
+
+
+# --- probe ---------------------------------------------------------------------------------------
+@pytest.fixture
+def features(tmp_path):
+    """Three classes named 3, 7 and 9, well apart in 5 dimensions."""
+    rng = np.random.default_rng(0)
+    centers = 5 * np.eye(3, 5)
+    paths = []
+    for split, n in (("train", 60), ("test", 30)):
+        y = np.arange(n) % 3
+        x = centers[y] + 0.1 * rng.normal(size=(n, 5))
+        np.savez(tmp_path / f"{split}.npz", x=x, y=np.array([3, 7, 9])[y])
+        paths += [f"--{split}", str(tmp_path / f"{split}.npz")]
+    return paths
+
+
+def test_probe_json(run, features):
+    code, out, _ = run("probe", *features, "--shots", "1,5", "--seeds", "2", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert (document["l2"], document["seeds"]) == (1024.0, [0, 1])
+    one, five = document["results"]
+    assert (one["shots"], five["shots"]) == (1, 5)
+    # Of two numbers the sample standard deviation is their distance over the square root of 2.
+    first, second = one["accuracy_per_seed"]
+    assert one["accuracy_mean"] == pytest.approx((first + second) / 2)
+    assert one["accuracy_sd"] == pytest.approx(abs(first - second) / 2**0.5)
+    assert five["accuracy_mean"] > one["accuracy_mean"] > 1 / 3
+
+
+def test_probe_of_one_seed_has_no_spread(run, features):
+    code, out, _ = run("probe", *features, "--shots", "5", "--seeds", "1", "--json")
+    assert (code, json.loads(out)["results"][0]["accuracy_sd"]) == (0, None)
+    code, out, _ = run("probe", *features, "--shots", "5", "--seeds", "1")
+    assert code == 0
+    assert "3 classes" in out
+
+
+def test_probe_names_the_class_with_too_few_examples(refused, features):
+    [line] = refused("probe", *features, "--shots", "21")
+    assert "class 3 " in line
+
+
+# --- reading arguments ---------------------------------------------------------------------------
+def test_numbers_are_read_strictly():
+    assert integer("--seeds", "3", 1, 5) == 3
+    assert integers("--shots", "1,25", 1, 100) == (1, 25)
+    assert number("--l2", "1e3") == 1000.0
+    for text in ("", "3.0", "٣", "1_0", "+3", " 3", "0", "6", "9" * 30):
+        with pytest.raises(InputError):
+            integer("--seeds", text, 1, 5)
+    for text in ("", "0", "-1", "nan", "inf", "x"):
+        with pytest.raises(InputError):
+            number("--l2", text)
+
+
+def test_parse_finds_the_command_and_its_arguments():
+    command, options = parse(["shape", "m", "a", "b", "--set", "x=1", "--set", "y=2", "--json"])
+    assert command.__module__ == "deepnarrow.cli.shape"
+    assert (options.modality, options.expressions) == ("m", ["a", "b"])
+    assert (options.settings, options.json, options.debug) == (["x=1", "y=2"], True, False)

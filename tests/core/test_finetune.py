@@ -1,0 +1,262 @@
+"""Fine-tuning on the toy task: it learns, compiles once, leaves the checkpoint alone, and stops."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deepnarrow.errors import InputError, NotApplicable
+from deepnarrow.modality import Source, make_model
+from deepnarrow.protocol import FineTune, OptimizerConfig
+from deepnarrow.transfer.finetune import finetune, make_finetune, predict_all, task_labels
+
+ADAMW = OptimizerConfig("adamw", 0.003, "cosine", warmup_steps=5)
+CONFIG = FineTune(("toy_task",), examples=810, batch_size=16, optimizer=ADAMW, dropout_rate=0.1)
+HEAD = (("head", "kernel"), ("head", "bias"))
+
+
+def get_task(modality, **changes):
+    task = modality.tasks(modality.data_options, modality.options)["toy_task"]
+    return dataclasses.replace(task, **changes)
+
+
+def counting(architecture, traces):
+    """`architecture`, counting how often each function of its models is traced."""
+    def make(shape, options):
+        model = architecture.make_model(shape, options)
+
+        def count(name):
+            function = getattr(model, name)
+
+            def counted(*args, **kwargs):
+                traces[name] += 1
+                return function(*args, **kwargs)
+            return counted
+
+        return dataclasses.replace(model, **{n: count(n) for n in ("loss", "predict", "score")})
+
+    return dataclasses.replace(architecture, make_model=make)
+
+
+@dataclasses.dataclass
+class Runs:
+    """Two checkpoints fine-tuned by one program, and what that took."""
+
+    ft: object
+    checkpoints: list
+    before: list
+    results: list
+    traces_of_first: collections.Counter
+    traces_of_all: collections.Counter
+    progress: list
+
+
+@pytest.fixture(scope="module")
+def runs(toy):
+    modality, architecture = toy
+    traces = collections.Counter()
+    shape = modality.presets["tiny"].shape
+    ft = make_finetune(modality, counting(architecture, traces), shape, modality.options,
+                       get_task(modality), CONFIG)
+    model = make_model(modality, architecture, shape, modality.options)
+    checkpoints = [model.init(jax.random.key(i)) for i in range(2)]
+    before = jax.tree.map(np.array, checkpoints)
+    progress = []
+    first = finetune(ft, checkpoints[0], seed=0, progress=lambda *p: progress.append(p))
+    after_first = collections.Counter(traces)
+    others = [finetune(ft, checkpoints[i], seed=seed) for i, seed in ((0, 1), (1, 0), (0, 0))]
+    return Runs(ft, checkpoints, before, [first, *others], after_first,
+                collections.Counter(traces), progress)
+
+
+def assert_trees_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_beats_the_majority_class(runs):
+    for result in runs.results:
+        assert result.status == "done"
+        assert result.majority == 11 / 41  # classes in turn: 0 is first of equals, 11 times in 41
+        assert result.scores.keys() == {"validation", "test"}
+        for split, n in (("validation", 24), ("test", 41)):
+            scores = result.scores[split]
+            assert scores.metrics["accuracy"] > 0.8
+            assert scores.per_example.shape == (n,)
+            assert scores.metrics["accuracy"] == scores.per_example.mean()
+
+
+def test_all_seeds_and_checkpoints_share_one_compilation(runs):
+    assert runs.traces_of_first == {"loss": 1, "predict": 1}
+    assert runs.traces_of_all == runs.traces_of_first
+
+
+def test_seeds_decide(runs):
+    (a, b, c, again) = (r.params["head"]["kernel"] for r in runs.results)
+    assert_trees_equal(runs.results[0].params, runs.results[3].params)
+    np.testing.assert_array_equal(a, again)
+    assert np.abs(a - b).max() > 1e-3
+    assert np.abs(a - c).max() > 1e-3
+
+
+def test_the_checkpoint_is_left_alone(runs):
+    assert_trees_equal(runs.checkpoints, runs.before)
+
+
+def test_the_head_is_new(runs, toy):
+    modality, _ = toy
+    assert runs.checkpoints[0]["head"]["kernel"].shape[1] == 3
+    for result in runs.results:
+        assert result.reinitialised == HEAD
+        assert result.params["head"]["kernel"].shape[1] == 4
+    assert runs.ft.source_options == modality.options
+    assert runs.ft.target_options.num_classes == 4
+    assert runs.ft.target_options.dropout_rate == 0.1
+
+
+def test_curve_and_progress(runs):
+    assert runs.ft.program.total_steps == 50  # 810 examples in batches of 16, rounded down
+    points = [(p.step, p.value) for p in runs.results[0].curve if p.name == "train/loss"]
+    assert [step for step, _ in points] == [20, 40, 50]
+    assert points[0][1] > points[-1][1]
+    assert {p.stage for p in runs.results[0].curve} == {"fine_tune"}
+    assert runs.progress[-1][:2] == (50, 50)
+
+
+def test_predictions_are_in_order_without_padding(runs, toy):
+    modality, architecture = toy
+    result = runs.results[0]
+    predictions, labels = predict_all(runs.ft.program, result.params, runs.ft.task, "test", 16)
+    assert predictions.shape == (41, 4)
+    np.testing.assert_array_equal(labels, np.arange(41) % 4)
+    source = runs.ft.task.examples("test")
+    inputs = np.stack([source.load(i, np.random.default_rng(0))["inputs"] for i in range(41)])
+    model = make_model(modality, architecture, modality.presets["tiny"].shape,
+                       runs.ft.target_options)
+    np.testing.assert_allclose(predictions, model.predict(result.params, {"inputs": inputs}),
+                               rtol=1e-5, atol=1e-5)
+
+
+def relabelled(batch):
+    """Rank classification: the same inputs under every label."""
+    return [{**batch, "label": np.full_like(batch["label"], c)} for c in range(4)]
+
+
+def test_rank_classification_scores_every_candidate(runs, toy):
+    ranked = dataclasses.replace(runs.ft.task, candidates=relabelled)
+    params = runs.results[0].params
+    scores, labels = predict_all(runs.ft.program, params, ranked, "test", 16)
+    logits, _ = predict_all(runs.ft.program, params, runs.ft.task, "test", 16)
+    assert scores.shape == (41, 4)
+    np.testing.assert_allclose(scores, jax.nn.log_softmax(logits), rtol=1e-5, atol=1e-5)
+    ft = dataclasses.replace(runs.ft, task=ranked)
+    result = finetune(ft, runs.checkpoints[0], seed=0)
+    assert_trees_equal(result.params, params)  # training is the same
+    np.testing.assert_array_equal(result.scores["test"].per_example,
+                                  scores.argmax(axis=1) == labels)
+
+
+# --- ends other than done -------------------------------------------------------------------------
+@pytest.mark.parametrize("stop_after", [3, 50, 51])  # while training; before each split
+def test_preempted(runs, stop_after):
+    asked = []
+
+    def should_stop():
+        asked.append(None)
+        return len(asked) > stop_after
+
+    result = finetune(runs.ft, runs.checkpoints[0], seed=0, should_stop=should_stop)
+    assert (result.status, result.scores) == ("preempted", {})
+    assert len(asked) == stop_after + 1
+
+
+def test_diverged_is_not_scored(runs):
+    broken = jax.tree.map(lambda x: x * np.float32(np.nan), runs.checkpoints[0])
+    result = finetune(runs.ft, broken, seed=0)
+    assert (result.status, result.scores) == ("diverged", {})
+    assert result.curve[-1].value is None
+    assert result.reinitialised == HEAD
+
+
+def test_the_test_split_is_only_scored(toy, runs):
+    """Other test data changes the test score and nothing else."""
+    modality, _ = toy
+    task = get_task(modality)
+    other = dataclasses.replace(
+        runs.ft, task=dataclasses.replace(
+            task, examples=lambda s: task.examples("train" if s == "test" else s)))
+    result = finetune(other, runs.checkpoints[0], seed=0)
+    assert_trees_equal(result.params, runs.results[0].params)
+    assert result.scores["validation"].metrics == runs.results[0].scores["validation"].metrics
+    assert len(result.scores["test"].per_example) == 60
+
+
+# --- bad input ------------------------------------------------------------------------------------
+def with_label(task, split, index, label):
+    def examples(asked):
+        source = task.examples(asked)
+        if asked != split:
+            return source
+        labels = source.labels().copy()
+        labels[index] = label
+        return dataclasses.replace(source, labels=lambda: labels)
+
+    return dataclasses.replace(task, examples=examples)
+
+
+def make(toy, task, config=CONFIG, architecture=None):
+    modality, toy_mlp = toy
+    return make_finetune(modality, architecture or toy_mlp, modality.presets["tiny"].shape,
+                         modality.options, task, config)
+
+
+def test_labels_are_checked_before_training(toy):
+    task = get_task(toy[0])
+    for split, index, label in (("train", 7, 4), ("validation", 0, -1), ("test", 40, 99)):
+        with pytest.raises(InputError) as error:
+            make(toy, with_label(task, split, index, label))
+        assert str(error.value) == (f"task 'toy_task', {split}: label of example {index} is out of "
+                                    f"range (got {label}; expected 0..3)")
+
+
+def test_a_task_without_labels_is_named(toy):
+    task = get_task(toy[0], examples=lambda split: Source(3, lambda i, rng: {}, "0"))
+    with pytest.raises(InputError, match=r"task 'toy_task', train: its source has no labels"):
+        task_labels(task, "train")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"kinds": frozenset({"few_shot"})}, "does not serve fine-tuning (got few_shot)"),
+    ({"options": {"num_clases": 4}}, "num_clases"),
+])
+def test_unfit_tasks_are_named(toy, change, message):
+    with pytest.raises(InputError) as error:
+        make(toy, get_task(toy[0], **change))
+    assert message in str(error.value)
+    assert "toy_task" in str(error.value)
+
+
+def test_ranking_needs_a_score(toy):
+    def make_scoreless(shape, options):
+        return dataclasses.replace(toy[1].make_model(shape, options), score=None)
+
+    architecture = dataclasses.replace(toy[1], make_model=make_scoreless)
+    make(toy, get_task(toy[0]), architecture=architecture)
+    with pytest.raises(NotApplicable, match="the model has no score"):
+        make(toy, get_task(toy[0], candidates=relabelled), architecture=architecture)
+
+
+def test_fewer_examples_than_a_batch_make_one_step(toy):
+    config = dataclasses.replace(CONFIG, examples=3,
+                                 optimizer=dataclasses.replace(ADAMW, warmup_steps=0))
+    assert make(toy, get_task(toy[0]), config).program.total_steps == 1
+    with pytest.raises(InputError, match="warmup_steps"):
+        make(toy, get_task(toy[0]), dataclasses.replace(CONFIG, examples=3))
+
+
+def test_seed_out_of_range(runs):
+    with pytest.raises(InputError, match=r"seed is out of range \(got 2147483648"):
+        finetune(runs.ft, runs.checkpoints[0], seed=2**31)

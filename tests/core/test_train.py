@@ -1,0 +1,364 @@
+"""One step by hand, and a loop that may be interrupted anywhere without a trace."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepnarrow.checkpoint import Checkpointer
+from deepnarrow.data import TrainStream, eval_batches
+from deepnarrow.errors import InputError
+from deepnarrow.modality import LossOutput, Model, Source, make_model
+from deepnarrow.protocol import OptimizerConfig, RunOptions
+from deepnarrow.train import Meter, StepTimer, evaluate, make_program, train
+
+STEPS = 12
+ADAMW = OptimizerConfig("adamw", 0.01, "cosine", warmup_steps=2)
+RUN = RunOptions(log_every=5, eval_every=4, checkpoint_every=3)
+
+
+@pytest.fixture(scope="module")
+def upstream(toy):
+    modality, _ = toy
+    return modality.upstream(modality.data_options, modality.options)
+
+
+@pytest.fixture(scope="module")
+def model(toy):
+    modality, architecture = toy
+    options = modality.options.copy_and_resolve_references()
+    options.dropout_rate = 0.1
+    return make_model(modality, architecture, modality.presets["tiny"].shape, options)
+
+
+@pytest.fixture(scope="module")
+def program(model):
+    return make_program(model, ADAMW, STEPS)
+
+
+def linear_model(loss_at=None) -> Model:
+    """y = w x with squared error; `loss_at(batch, loss_sum)` may spoil the loss."""
+
+    def loss(params, batch, key, *, train):
+        weights = batch["example_mask"]
+        error = (params["w"] * batch["x"] - batch["y"]) ** 2
+        loss_sum = jnp.sum(error * weights)
+        if loss_at is not None:
+            loss_sum = loss_at(batch, loss_sum)
+        return LossOutput(loss_sum, jnp.sum(weights), 0.25 * params["w"] ** 2,
+                          {"noise": (jax.random.uniform(key) if train else 0.0, 1.0)})
+
+    return Model(init=lambda key: {"w": jax.random.normal(key, ())}, loss=loss,
+                 features=lambda params, batch: batch["x"][:, None],
+                 param_axes={"w": ()}, predict=lambda params, batch: params["w"] * batch["x"])
+
+
+def constant(learning_rate: float) -> OptimizerConfig:
+    return OptimizerConfig("adamw", learning_rate, "constant")
+
+
+def fingerprint(tree) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+# --- one step ------------------------------------------------------------------------------------
+def test_gradient_is_that_of_the_mean_loss_plus_aux_loss():
+    program = make_program(linear_model(), constant(1e-3), 10)
+    batch = {"x": np.float32([1, 2, 5]), "y": np.float32([3, 3, 0]),
+             "example_mask": np.float32([1, 1, 0])}
+    state, metrics = program.step(program.start({"w": jnp.float32(2.0)}), batch, 0)
+    # loss = ((2 - 3)^2 + (4 - 3)^2) / 2 = 1; d/dw = (2*(-1)*1 + 2*1*2) / 2 + 0.5 * 2 = 2
+    np.testing.assert_allclose(metrics["loss"], (2.0, 2.0))
+    np.testing.assert_allclose(metrics["grad_norm"], (2.0, 1.0))
+    np.testing.assert_allclose(metrics["finite"], (1.0, 1.0))
+    # Adam's first update is the learning rate against the sign of the gradient.
+    np.testing.assert_allclose(state.params["w"], 2.0 - 1e-3, rtol=1e-6)
+    assert int(state.step) == 1
+
+
+def test_randomness_depends_on_seed_and_step():
+    program = make_program(linear_model(), constant(1e-3), 10)
+    batch = {"x": np.zeros(1, np.float32), "y": np.zeros(1, np.float32),
+             "example_mask": np.ones(1, np.float32)}
+    seen = {}
+    for seed in range(3):
+        state = program.init(seed)
+        seen[seed, "init"] = float(state.params["w"])
+        for step in range(3):
+            state, metrics = program.step(state, batch, seed)
+            seen[seed, step] = float(metrics["noise"][0])
+    assert len(set(seen.values())) == 12
+    state, metrics = program.step(program.init(1), batch, 1)
+    assert float(metrics["noise"][0]) == seen[1, 0]
+
+
+def test_a_batch_of_padding_only_changes_nothing_but_aux_loss():
+    program = make_program(linear_model(), constant(1e-3), 10)
+    batch = {"x": np.ones(2, np.float32), "y": np.ones(2, np.float32),
+             "example_mask": np.zeros(2, np.float32)}
+    state, metrics = program.step(program.start({"w": jnp.float32(2.0)}), batch, 0)
+    assert bool(state.finite)
+    np.testing.assert_allclose(metrics["grad_norm"][0], 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_step_that_is_not_finite_is_not_applied_and_is_the_last(bad):
+    program = make_program(linear_model(), constant(1e-3), 10)
+    good = {"x": np.ones(2, np.float32), "y": np.ones(2, np.float32),
+            "example_mask": np.ones(2, np.float32)}
+    state, _ = program.step(program.init(0), good, 0)
+    before = fingerprint(state[:3])
+    state, metrics = program.step(state, good | {"x": np.float32([1, bad])}, 0)
+    assert float(metrics["finite"][0]) == 0.0
+    assert fingerprint(state[:3]) == before
+    state, metrics = program.step(state, good, 0)
+    assert float(metrics["finite"][0]) == 0.0
+    assert fingerprint(state[:3]) == before
+
+
+def test_seeds_and_steps_share_one_compiled_program(model, upstream):
+    program = make_program(model, ADAMW, STEPS)
+    for seed in (0, 1):
+        train(program, upstream.train, seed=seed, batch_size=8, run=RUN)
+    assert program.step._cache_size() == 1
+    assert program.init._cache_size() == 1
+
+
+def test_start_copies_the_params(program, upstream):
+    params = program.init(0).params
+    before = fingerprint(params)
+    for seed in (0, 1):
+        train(program, upstream.train, seed=seed, batch_size=8, run=RUN, initial_params=params)
+    assert fingerprint(params) == before
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 64])
+def test_evaluation_weighs_every_example_once(program, model, upstream, batch_size):
+    params = program.init(0).params
+    values = evaluate(program, params, upstream.validation, batch_size)
+    whole = next(eval_batches(upstream.validation, upstream.validation.num_examples))
+    out = model.loss(params, whole, None, train=False)
+    np.testing.assert_allclose(values["loss"], out.loss_sum / out.weight_sum, rtol=1e-5)
+    np.testing.assert_allclose(values["accuracy"], out.metrics["accuracy"][0] / 30, rtol=1e-6)
+    assert values.keys() == {"loss", "accuracy"}
+
+
+def test_meter_sums_in_float64_and_is_restored_from_its_totals():
+    values = np.float32(np.random.default_rng(0).random(100))
+    whole, first = Meter(), Meter()
+    for value in values:
+        whole.add({"loss": (value, np.float32(2))})
+    for value in values[:40]:
+        first.add({"loss": (value, np.float32(2))})
+    second = Meter(first.totals())
+    for value in values[40:]:
+        second.add({"loss": (value, np.float32(2))})
+    assert whole.totals() == second.totals()
+    np.testing.assert_allclose(whole.means()["loss"], math.fsum(values) / 200, rtol=1e-14)
+    assert math.isnan(Meter({"loss": (0.0, 0.0)}).means()["loss"])
+
+
+# --- the loop ------------------------------------------------------------------------------------
+def test_training_learns_the_toy(upstream, model):
+    steps = 60
+    program = make_program(model, OptimizerConfig("adamw", 0.02, "cosine", warmup_steps=5), steps)
+    before = evaluate(program, program.init(0).params, upstream.validation, 30)
+    result = train(program, upstream.train, seed=0, batch_size=32, run=RUN,
+                   validation=upstream.validation)
+    after = evaluate(program, result.state.params, upstream.validation, 30)
+    assert result.status == "done"
+    assert result.steps == int(result.state.step) == steps
+    assert after["accuracy"] > 0.9 > before["accuracy"]
+    assert after["loss"] < before["loss"] / 2
+    assert result.step_time_s is not None
+    assert 0 < result.step_time_s < result.seconds
+
+
+def test_the_curve_holds_every_point_that_was_asked_for(program, upstream):
+    logged = []
+    result = train(program, upstream.train, seed=0, batch_size=8, run=RUN, stage="fine_tune",
+                   validation=upstream.validation,
+                   on_log=lambda step, values: logged.append((step, values)))
+    names = {"loss", "accuracy", "grad_norm"}
+    expected = {(s, f"train/{n}") for s in (5, 10, 12) for n in names}
+    expected |= {(s, f"validation/{n}") for s in (4, 8, 12) for n in ("loss", "accuracy")}
+    assert {(p.step, p.name) for p in result.curve} == expected
+    assert len(result.curve) == len(expected)
+    assert {p.stage for p in result.curve} == {"fine_tune"}
+    curve = {(p.step, p.name): p.value for p in result.curve}
+    assert [step for step, _ in logged] == [5, 10, 12]
+    assert all(values == {n: curve[step, f"train/{n}"] for n in names} for step, values in logged)
+
+
+def test_train_points_are_means_over_the_steps_since_the_last(model, upstream):
+    fine = train(make_program(model, ADAMW, STEPS), upstream.train, seed=0, batch_size=8,
+                 run=RunOptions(log_every=1))
+    coarse = train(make_program(model, ADAMW, STEPS), upstream.train, seed=0, batch_size=8,
+                   run=RunOptions(log_every=5))
+    losses = [p.value for p in fine.curve if p.name == "train/loss"]
+    means = [np.mean(losses[:5]), np.mean(losses[5:10]), np.mean(losses[10:])]
+    found = [p.value for p in coarse.curve if p.name == "train/loss"]
+    np.testing.assert_allclose(found, means, rtol=1e-12)
+
+
+def test_eval_every_0_evaluates_the_last_step_only(program, upstream):
+    result = train(program, upstream.train, seed=0, batch_size=8, run=RunOptions(),
+                   validation=upstream.validation)
+    assert {p.step for p in result.curve if p.name.startswith("validation")} == {STEPS}
+
+
+def interrupted(program, upstream, directory, stops):
+    """Trains, asked to stop before each step of `stops` in turn; returns the last result."""
+    results = []
+    for stop in [*stops, None]:
+        asked = iter(range(10**6))
+        with Checkpointer(directory) as checkpointer:
+            begun = checkpointer.latest_step() or 0
+            results.append(train(
+                program, upstream.train, seed=3, batch_size=8, run=RUN,
+                validation=upstream.validation, checkpointer=checkpointer,
+                should_stop=lambda: stop is not None and begun + next(asked) == stop))  # noqa: B023
+            assert checkpointer.latest_step() == results[-1].steps == (stop or STEPS)
+    assert [r.status for r in results] == ["preempted"] * len(stops) + ["done"]
+    return results[-1]
+
+
+@pytest.fixture(scope="module")
+def unbroken(program, upstream):
+    return train(program, upstream.train, seed=3, batch_size=8, run=RUN,
+                 validation=upstream.validation)
+
+
+@pytest.mark.parametrize("stops", [[k] for k in range(1, STEPS)] + [[1, 2, 7, 7, 11]],
+                         ids=lambda stops: "-".join(map(str, stops)))
+def test_a_resumed_run_ends_with_the_same_bits(program, upstream, tmp_path, unbroken, stops):
+    result = interrupted(program, upstream, tmp_path, stops)
+    assert fingerprint(result.state) == fingerprint(unbroken.state)
+    assert result.curve == unbroken.curve
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(program, upstream, tmp_path, unbroken):
+    class Killed(Exception):
+        pass
+
+    def die(step, values):
+        raise Killed
+
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(Killed):
+        train(program, upstream.train, seed=3, batch_size=8, run=RUN,
+              validation=upstream.validation, checkpointer=checkpointer, on_log=die)
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.latest_step() == 3
+    result = interrupted(program, upstream, tmp_path, [])
+    assert fingerprint(result.state) == fingerprint(unbroken.state)
+    assert result.curve == unbroken.curve
+
+
+def test_a_finished_run_trains_nothing(program, upstream, tmp_path, unbroken):
+    interrupted(program, upstream, tmp_path, [])
+    again = interrupted(program, upstream, tmp_path, [])
+    assert fingerprint(again.state) == fingerprint(unbroken.state)
+    assert again.curve == unbroken.curve
+    assert again.steps == STEPS
+
+
+def test_stopping_before_the_first_step_trains_nothing(program, upstream, tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        result = train(program, upstream.train, seed=0, batch_size=8, run=RUN,
+                       checkpointer=checkpointer, should_stop=lambda: True)
+    assert (result.status, result.steps) == ("preempted", 0)
+
+
+def test_a_checkpoint_of_a_longer_run_is_refused(program, model, upstream, tmp_path):
+    interrupted(program, upstream, tmp_path, [])
+    short = make_program(model, ADAMW, STEPS - 1)
+    with (Checkpointer(tmp_path) as checkpointer,
+          pytest.raises(InputError, match=r"holds a longer run .*got step 12; expected <= 11")):
+        train(short, upstream.train, seed=3, batch_size=8, run=RUN, checkpointer=checkpointer)
+
+
+@pytest.mark.parametrize("bad_step", [1, 2, 6, 8, 11, 12])
+def test_a_diverging_run_stops_with_its_last_finite_state(tmp_path, bad_step):
+    clean = Source(4 * STEPS, lambda index, rng: {"x": np.float32(1), "y": np.float32(1)}, "")
+    with TrainStream(clean, seed=0, batch_size=4, start_step=bad_step - 1) as stream:
+        bad = set(next(stream)["example_id"].tolist())
+
+    def load(index, rng):
+        return {"x": np.float32("nan" if index in bad else 1), "y": np.float32(1)}
+
+    poisoned = Source(4 * STEPS, load, "")
+    program = make_program(linear_model(), constant(1e-3), STEPS)
+    with Checkpointer(tmp_path) as checkpointer:
+        result = train(program, poisoned, seed=0, batch_size=4, run=RUN,
+                       checkpointer=checkpointer)
+        assert (checkpointer.latest_step() or 0) == (bad_step - 1) // 3 * 3
+    assert (result.status, result.steps) == ("diverged", bad_step - 1)
+    assert np.isfinite(result.state.params["w"])
+    assert (result.curve[-1].step, result.curve[-1].name, result.curve[-1].value) == (
+        bad_step, "train/loss", None)
+    assert all(p.value is not None for p in result.curve[:-1])
+
+
+def test_progress_reaches_the_end(program, upstream):
+    seen = []
+    train(program, upstream.train, seed=0, batch_size=8, run=RUN,
+          progress=lambda *args: seen.append(args))
+    assert seen[0] == (0, STEPS, "")
+    assert [step for step, _, _ in seen] == sorted(step for step, _, _ in seen)
+    step, total, text = seen[-1]
+    assert (step, total) == (STEPS, STEPS)
+    assert text.startswith("loss ")
+    assert text.endswith(" examples/s")
+
+
+def test_step_time_needs_twenty_steps_after_the_warm_up():
+    timer = StepTimer(saved=9.0)
+    for _ in range(3 + 20):
+        timer.completed()
+    assert timer.median() == 9.0
+    timer.completed()
+    assert 0 <= timer.median() < 1
+
+
+def test_step_time_leaves_out_pauses(monkeypatch):
+    clock = iter([0, 1, 2, 3, *range(4, 30), 1000, 1001])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    timer = StepTimer()
+    for _ in range(30):
+        timer.completed()
+    timer.pause()
+    timer.completed()
+    timer.completed()
+    assert timer.median() == 1
+    assert len(timer._seconds) == 27
+
+
+def test_threads_end_with_training(program, upstream):
+    before = threading.active_count()
+    train(program, upstream.train, seed=0, batch_size=8, run=RUN, validation=upstream.validation)
+    for _ in range(100):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"seed": -1}, "seed is out of range"),
+    ({"seed": 2**40}, "seed is out of range"),
+    ({"batch_size": 0}, "batch_size is out of range"),
+])
+def test_bad_arguments(program, upstream, options, words):
+    with pytest.raises(InputError, match=words):
+        train(program, upstream.train, **{"seed": 0, "batch_size": 8, "run": RUN} | options)
