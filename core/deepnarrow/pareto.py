@@ -70,7 +70,7 @@ def front_mask(
 
 
 def _front_of_costs(costs: np.ndarray) -> np.ndarray:
-    """[points, axes] -> [points]: the front where less is better on every axis, at least one point."""
+    """[points, axes] -> [points]: the front where less is better; one point or more."""
     if costs.shape[1] == 0:
         return np.ones(len(costs), dtype=bool)
     if costs.shape[1] == 1:
@@ -186,11 +186,12 @@ def summarize(records: Iterable[Record], origin: Origin = "pretrained") -> dict[
         per_seed, key=quality_order)}
 
 
-def quality_order(name: str) -> tuple[bool, str, str, int]:
-    """Sorts qualities: upstream first, then by task, stage and number of shots."""
+def quality_order(name: str) -> tuple[bool, bool, str, str, int]:
+    """Sorts qualities: upstream first, its loss before all, then by task, stage and shots."""
     task, _, rest = name.partition("/")
     stage, _, shots = rest.partition("@")
-    return task != "upstream", task, stage, int(shots) if shots.isdecimal() else 0
+    number = int(shots) if shots.isdecimal() else 0
+    return name != "upstream/loss", task != "upstream", task, stage, number
 
 
 def shape_table(records: Iterable[Record]) -> list[ShapeRow]:

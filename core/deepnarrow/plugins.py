@@ -131,6 +131,10 @@ class Registry:
         """Returns an architecture by name."""
         return _get("architecture", self.architectures, name, self.plugins)
 
+    def strategy(self, name: str) -> Strategy:
+        """Returns a scaling strategy by name."""
+        return _get("strategy", self.strategies, name, self.plugins)
+
     def vocabulary(self, modality: Modality) -> Vocabulary:
         """Returns the names a shape expression may use in `modality`."""
         return Vocabulary(

@@ -159,22 +159,222 @@ def test_numbers_on_the_page_are_those_of_the_records(report):
 
 
 # --- records of any kind ---------------------------------------------------------------------------
-def _no_metrics(records):
-    return [dataclasses.replace(record, metrics=(), curve=()) for record in records]
+BARE = [dataclasses.replace(r, metrics=(), curve=()) for r in synthetic(seeds=1)]
 
 
 @pytest.mark.parametrize(("records", "phrase"), [
     ([], "No finished runs"),
+    ([], "No trial has ended yet"),
     (synthetic(seeds=1)[:1], "1 shape"),
     (synthetic(status="failed", environment={"error": "out of memory"}), "out of memory"),
     (synthetic(status="diverged"), "No finished runs"),
-    (_no_metrics(synthetic(seeds=1)), "No transfer was measured"),
-    (_no_metrics(synthetic(seeds=1)), "No learning curves were recorded"),
-    (synthetic(seeds=1, costs={}), "No finite cost" if False else "for want of a finite cost"),
+    (BARE, "No transfer was measured"),
+    (BARE, "No learning curves were recorded"),
+    (synthetic(seeds=1, costs={}), "for want of a finite cost"),
     (synthetic(seeds=1, costs={"params_non_embedding": 0.0}), "are not drawn"),
     (synthetic(seeds=1, shape={}), "Pareto-efficient"),
     ([*synthetic(seeds=1), *synthetic("b", status="failed")], "No finished runs."),
-], ids=str.__call__ if False else None)
+])
 def test_any_records_make_a_report(tmp_path, records, phrase):
     page = write_report(records, tmp_path, "t")[0].read_text("utf-8")
     assert phrase in " ".join(Outline(page).text)
+
+
+def test_many_runs_make_a_report_of_bounded_size(tmp_path):
+    record = synthetic(seeds=1)[0]
+    records = [dataclasses.replace(
+        record, key=str(i), name=f"tiny-dm{i}", curve=record.curve[:2], metrics=(MetricRow(
+            "upstream", "", "loss", "min", 1 + math.sin(i)),),
+        costs={**record.costs, "params_non_embedding": 1000.0 + i}) for i in range(3000)]
+    start = time.process_time()
+    files = write_report(records, tmp_path, "many")
+    assert time.process_time() - start < 20
+    assert files[0].stat().st_size < 3e6
+    shown = " ".join(Outline(files[0].read_text("utf-8")).text)
+    assert "2,500 more rows not shown" in shown
+    assert "dominated shapes" in shown
+
+
+def test_a_report_that_cannot_be_written_is_an_input_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report([], tmp_path / "file", "t")
+
+
+# --- names are data --------------------------------------------------------------------------------
+def _renamed(name):
+    record = synthetic(seeds=1)[0]
+    return dataclasses.replace(
+        record, name=name, modality=name, architecture=name, study=name, flop_convention=name,
+        environment={"device": name, "host": name, "error": name},
+        metrics=tuple(dataclasses.replace(row, task=name) for row in record.metrics[2:]) + (
+            MetricRow("upstream", "", name, "min", 0.5),),
+        curve=(CurvePoint("upstream", 1, f"{name}/loss", 1.0),))
+
+
+def _page_outline(name, folder):
+    outline = Outline(write_report([_renamed(name)], folder, name)[0].read_text("utf-8"))
+    # Whether a label fits, and how many lines a name takes, is layout.
+    return [tag for tag in outline.tags if tag[0] not in {"text", "tspan"}], outline.text
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name.strip() and name != "\uffff"])
+def test_a_hostile_name_changes_no_tag(tmp_path, name):
+    tags, shown = _page_outline(name, tmp_path / "hostile")
+    harmless, _ = _page_outline("x", tmp_path / "harmless")
+    assert tags == harmless
+    assert not set(map(ord, "\x00\x1b\u202e")) & set(map(ord, "".join(shown)))
+    assert all(path.parent == tmp_path / "hostile" for path in (tmp_path / "hostile").iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "\uffff", "\u202e"])
+def test_a_name_of_nothing_visible_makes_a_report(tmp_path, name):
+    assert write_report([_renamed(name)], tmp_path, name)[0].stat().st_size > 10_000
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=()), max_size=300))
+@example("".join(HOSTILE))
+def test_escaped_text_is_inert_and_visible(name):
+    escaped = text.escape(name)
+    assert len(text.plain(name)) <= 200
+    assert not re.search(r"[<>\"']|&(?!(amp|lt|gt|quot|#x27);)", escaped)
+    outline = Outline(f'<p title="{escaped}">{escaped}</p>')
+    assert outline.tags == [("p", ("title",))]
+    assert "".join(outline.text) == text.plain(name)
+    assert text.plain(text.plain(name)) == text.plain(name)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=()), max_size=80), unique=True))
+@settings(max_examples=200, deadline=None)
+@example(["a", "A", "../a", "a/", "con", "", ".", "x" * 300, "é", "e\u0301"])
+def test_slugs_are_plain_file_names_that_never_meet(names):
+    slugs = [slug(name) for name in names]
+    assert all(re.fullmatch(r"[a-z0-9_-]{1,60}", found) for found in slugs)
+    assert len(set(slugs)) == len(slugs)
+
+
+# --- reductions ------------------------------------------------------------------------------------
+def test_counts():
+    nan = float("nan")
+    done = dataclasses.replace(synthetic(seeds=1)[0], metrics=(
+        MetricRow("upstream", "", "loss", "min", None),), curve=(
+        CurvePoint("upstream", 1, "train/loss", nan), CurvePoint("upstream", 2, "train/loss", 1.0)))
+    failed = dataclasses.replace(done, status="failed", metrics=(), curve=())
+    counts = count_runs([failed, done], [done])
+    assert counts.statuses == {"done": 1, "diverged": 0, "failed": 0, "preempted": 0}
+    assert (counts.earlier_attempts, counts.non_finite) == (1, 2)
+
+
+def test_mean_curves_by_hand():
+    records = synthetic(seeds=3)[:3]
+    curves = [((1, 4.0), (2, 2.0)), ((1, 6.0), (2, None)), ((1, 100.0),)]
+    records = [dataclasses.replace(record, curve=tuple(
+        CurvePoint("upstream", step, "train/loss", value) for step, value in points))
+        for record, points in zip(records, curves, strict=True)]
+    records[2] = dataclasses.replace(records[2], status="diverged")
+    curve, = mean_curves(records, shape_table(records))["train/loss"]
+    assert (curve.label, curve.points, curve.seeds) == ("tiny", ((1, 5.0), (2, 2.0)), 2)
+
+
+def test_transfer_stands_beside_its_baselines():
+    records = synthetic(classes=4)
+    table, = transfer_tables(records, shape_table(records))
+    assert table.columns == ("few_shot@1", "few_shot@5", "few_shot@10", "fine_tune")
+    assert {label for label, _ in table.rows} == set(SHAPES)
+    baselines = dict(table.baselines)
+    assert baselines["Chance"] == (0.25, 0.25, 0.25, 0.25)
+    assert baselines["Majority class"] == pytest.approx((0.325,) * 4)
+    raw = [row.value for record in records for row in record.metrics
+           if (row.origin, row.shots, row.metric) == ("raw", 5, "accuracy")]
+    assert baselines["Raw inputs"][1] == pytest.approx(sum(raw) / len(raw))
+    assert baselines["Raw inputs"][3] is None
+    for _, cells in table.rows:
+        for pretrained, untrained in cells:
+            assert pretrained.mean > untrained.mean
+            assert pretrained.n == untrained.n == 2
+
+
+# --- figures ---------------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_figures_are_valid_vega_lite():
+    import altair
+
+    records = synthetic()
+    rows = shape_table(records)
+    front_charts = [charts.front_chart(front) for front in fronts(records)[:3]]
+    curve_charts = [charts.curve_chart(curves, name)
+                    for name, curves in mean_curves(records, rows).items()]
+    for chart in (*front_charts, *curve_charts, charts.grid([front_charts, curve_charts], "title")):
+        altair.Chart.from_dict(charts._themed(chart)).to_dict()
+    assert len(curve_charts) == 2
+
+
+coordinates = st.tuples(st.integers(0, 292), st.integers(0, 208))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(coordinates, min_size=1, max_size=20))
+def test_labels_cover_neither_points_nor_each_other(points):
+    labels = charts.place_labels(points, dict.fromkeys(range(len(points)), "tiny-nl8"), (292, 208))
+    boxes = []
+    for i, label in labels.items():
+        length = len("tiny-nl8") * charts.CHARACTER
+        left = points[i][0] + label["dx"] - {"left": 0, "center": length / 2, "right": length}[
+            label["align"]]
+        middle = points[i][1] + label["dy"]
+        boxes.append((left, middle - 6, left + length, middle + 6))
+    for i, box in enumerate(boxes):
+        assert not any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in points)
+        assert not any(charts._overlap(box, other) for other in boxes[:i])
+    if len(points) == 1:
+        assert len(labels) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(1e-9, 1e24), st.floats(1.25, 1e6))
+def test_log_ticks_are_within_the_axis(low, ratio):
+    ticks = charts.log_ticks(low, low * ratio)
+    assert 2 <= len(ticks) <= 8
+    assert all(low <= tick <= low * ratio for tick in ticks)
+    assert ticks == sorted(set(ticks))
+
+
+# --- numbers and the terminal ----------------------------------------------------------------------
+@pytest.mark.parametrize(("value", "shown"), [
+    (0, "0"), (12, "12"), (999_999, "1M"), (1_234_567, "1.23M"), (2.5e9, "2.5G"), (1e15, "1P"),
+    (None, "–"), (math.nan, "–"), (0.5, "0.5"), (-4000, "-4k"),
+])
+def test_counts_are_short(value, shown):
+    assert text.count(value) == shown
+
+
+def test_terminal_tables_show_every_front():
+    console = Console(file=io.StringIO(), width=160)
+    tables = pareto_tables(fronts(synthetic()))
+    for table in tables:
+        console.print(table)
+    shown = console.file.getvalue()
+    assert len(tables) == 6  # loss, accuracy, three numbers of shots, fine-tuned
+    for name in SHAPES:
+        assert shown.count(f" {name} ") == 6
+    front = fronts(synthetic(), ["params_non_embedding"], ["upstream/loss"])[0]
+    console = Console(file=io.StringIO(), width=160)
+    console.print(pareto_tables([front])[0])
+    rows = [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert [("●" in row) for row in rows] == [point.on_front for point in front.points]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_terminal_tables_take_names_as_data(name):
+    console = Console(file=io.StringIO(), width=400, force_terminal=False)
+    for table in pareto_tables(fronts([_renamed(name)])):
+        console.print(table)
+    shown = console.file.getvalue()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", shown)
+    if name == "[bold red]markup[/]":
+        assert name in shown
+
+
+def test_no_fronts_no_tables():
+    assert pareto_tables(fronts([])) == []

@@ -39,6 +39,12 @@ def registry():
     return load_plugins([], extra=[plugin])
 
 
+@pytest.fixture
+def no_report(monkeypatch):
+    """Drawing takes seconds; the tests that are not about the report leave it out."""
+    monkeypatch.setattr("deepnarrow.report.write_report", lambda *_, **__: [])
+
+
 def make_config(shapes=SHAPES, seeds=(0, 1), steps=40):
     protocol = Protocol(
         batch_size=16,
@@ -98,6 +104,7 @@ class StopAfter(StopRequest):
         return self.requested
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("polls", [3, 25, 47, 70])
 def test_stopped_anywhere_and_run_again_ends_with_the_same_records(
     tmp_path, registry, monkeypatch, polls
@@ -112,6 +119,7 @@ def test_stopped_anywhere_and_run_again_ends_with_the_same_records(
     assert facts(tmp_path / "broken") == facts(tmp_path / "unbroken")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_cell_that_fails_is_recorded_and_retried_and_the_study_goes_on(
     tmp_path, registry, monkeypatch
 ):
@@ -178,7 +186,7 @@ def test_dry_run_counts_every_cell_and_trains_nothing(tmp_path, registry):
 def test_bad_studies_are_refused_before_anything_is_written(tmp_path, registry, change, message):
     config = make_config()
     study = dataclasses.replace(config.modalities["toy"], **change)
-    config = dataclasses.replace(config, modalities={"toy": study})
+    config = dataclasses.replace(config, modalities={study.modality: study})
     with pytest.raises(InputError) as error:
         run_study(config, tmp_path / "new", registry)
     assert message in str(error.value)

@@ -1,5 +1,8 @@
 """T5's shapes: the released names, their quirks, and exact parameter counts."""
 
+import subprocess
+import sys
+
 import pytest
 
 from deepnarrow.cost import summarize
@@ -126,3 +129,36 @@ def test_presets_grow_and_the_unconfirmed_one_says_so(t5):
     assert counts[-1] == 32_924_665_344  # by the formula, from dimensions nobody confirmed
     assert PRESETS["xxxl"].source.startswith("unconfirmed")
     assert not any(p.source.startswith("unconfirmed") for n, p in PRESETS.items() if n != "xxxl")
+
+
+def test_a_thousand_shapes_take_under_two_seconds_and_no_jax():
+    """In a process of its own: importing, parsing, counting. CPU time, so that others may run."""
+    program = """
+import sys, time
+from deepnarrow.config import resolve_options
+from deepnarrow.cost import summarize
+from deepnarrow.modality import count_costs
+from deepnarrow.ops import resolve
+from deepnarrow.plugins import registry
+
+modality = registry().modality("text_t5")
+vocabulary, architecture = registry().vocabulary(modality), registry().architecture("transformer")
+total = 0
+for i in range(1000):
+    named = resolve(f"base-nl{i % 50 + 1}-ff{i + 1}", vocabulary)
+    options = resolve_options(modality.options, named.overrides, "options")
+    total += summarize(count_costs(modality, architecture, named.shape, options)).params_total
+assert "jax" not in sys.modules
+print(total, time.process_time())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                         check=True)
+    total, seconds = run.stdout.split()
+
+    def by_hand(layers, d_ff):
+        attention, mlp, norms = 4 * 768 * 768, 2 * 768 * d_ff, 5 * 768
+        once = 32128 * 768 + 2 * 768 + 2 * 32 * 12  # embedding, final norms, relative biases
+        return layers * (3 * attention + 2 * mlp + norms) + once
+
+    assert int(total) == sum(by_hand(i % 50 + 1, i + 1) for i in range(1000))
+    assert float(seconds) < 2

@@ -109,13 +109,13 @@ def _charted(names: Iterable[str]) -> list[str]:
     return list(last.values())
 
 
-def _front_grid(chapter: Chapter) -> list[list[object]]:
+def _front_grid(chapter: Chapter) -> list[list[charts.Spec]]:
     return [[charts.front_chart(front) for front in row] for row in _by_quality(chapter.fronts)]
 
 
-def _curve_grid(chapter: Chapter) -> list[list[object]]:
-    return [[charts.curve_chart(curves, name) for name, curves in chapter.curves.items()]
-            ] if chapter.curves else []
+def _curve_grid(chapter: Chapter) -> list[list[charts.Spec]]:
+    row = [charts.curve_chart(curves, name) for name, curves in chapter.curves.items()]
+    return [row] if row else []
 
 
 def _by_quality(found: Sequence[Front]) -> list[list[Front]]:
@@ -186,7 +186,7 @@ def _efficient(chapters: Sequence[Chapter]) -> str:
         for group in _by_quality(chapter.fronts):
             by_cost: dict[str, list[str]] = {cost: [] for cost in FRONT_COSTS}
             for front in group:
-                names = [f"<b>{escape(p.name, 60)}</b>" for p in front.points if p.on_front]
+                names = [f"<span>{escape(p.name, 60)}</span>" for p in front.points if p.on_front]
                 by_cost[front.cost].append(", ".join(names[:12]) + _sub(front.machine)
                                            + (", ..." if len(names) > 12 else ""))
             cells = ["".join(found) or text.NONE for found in by_cost.values()]
@@ -194,7 +194,7 @@ def _efficient(chapters: Sequence[Chapter]) -> str:
                          *cells])
     return ("<section><h2>Pareto-efficient shapes</h2><p>For each cost, the shapes that no other "
             "shape beats in quality at the same cost or less, by means over training seeds.</p>"
-            f"{_table(head, rows, text_columns=5)}</section>")
+            f'{_table(head, rows, text_columns=5, kind="efficient")}</section>')
 
 
 def _chapter(chapter: Chapter) -> str:
@@ -341,7 +341,7 @@ def _notes(trials: Sequence[Record]) -> str:
 
 def _table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1,
-    total: int | None = None,
+    total: int | None = None, kind: str = "",
 ) -> str:
     """`head` is text, cells are HTML; the first `text_columns` are set left, the others right."""
     def cells(row: Sequence[str], tag: str) -> str:
@@ -353,7 +353,7 @@ def _table(
     note = (f'<p class="note">{_plural(hidden, "more row")} not shown; the records hold them.</p>'
             if hidden else "")
     head_cells = cells([escape(cell) for cell in head], "th")
-    return (f'<div class="scroll" tabindex="0"><table><thead><tr>{head_cells}</tr></thead>'
+    return (f'<div class="scroll {kind}" tabindex="0"><table><thead><tr>{head_cells}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>{note}")
 
 

@@ -36,12 +36,8 @@ def _table(group: list[Front]) -> Table:
     table.add_column(f"Mean ± sd ({better} is better)", justify="right")
     table.add_column("Seeds", justify="right")
     places = [{point.name: point for point in front.points} for front in group]
-    known: dict[str, FrontPoint] = {}
-    for place in reversed(places):
-        known = place | known
-    order = {name: i for i, name in enumerate(name for place in places for name in place)}
-    for name in sorted(known, key=order.__getitem__):
-        point = known[name]
+    known = {name: point for place in places for name, point in place.items()}
+    for name, point in known.items():
         costs = [_cost(front, place.get(name)) for front, place in zip(group, places, strict=True)]
         quality = text.quality(point.quality_mean, point.quality_sd)
         table.add_row(_cell(name, 60), *costs, quality, str(point.n))

@@ -1,8 +1,8 @@
 """Weights between Hugging Face's layout of T5 and ours, which the architecture `transformer` sets.
 
-Theirs: one array a layer, linear maps as [outputs, inputs], heads and their width joined. Ours: layers
-stacked, maps as [inputs, outputs], heads apart: query, key, value [layers, d_model, num_heads, d_kv],
-out [layers, num_heads, d_kv, d_model].
+Theirs: one array a layer, linear maps as [outputs, inputs], heads and their width joined. Ours:
+layers stacked, maps as [inputs, outputs], heads apart: query, key, value
+[layers, d_model, num_heads, d_kv], out [layers, num_heads, d_kv, d_model].
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Entry(NamedTuple):
       name: in a state dict, with `{}` for the layer where there is one array a layer.
       layers: how many layers are stacked, 0 for an array that stands alone.
       shape: of one layer's array in our layout.
-      rows: how many leading axes of `shape` are inputs of a linear map (their array is the transpose
-        of the matrix [inputs, outputs]); 0 for arrays that are the same in both.
+      rows: how many leading axes of `shape` are inputs of a linear map (their array is the
+        transpose of the matrix [inputs, outputs]); 0 for arrays that are the same in both.
     """
 
     path: Path
@@ -80,7 +80,8 @@ def to_hugging_face(params: Params, shape: Shape) -> dict[str, np.ndarray]:
         for name in entry.path:
             array = array[name]
         layers = np.asarray(array) if entry.layers else np.asarray(array)[None]
-        state |= {name: _theirs(entry, one) for name, one in zip(_names(entry), layers, strict=True)}
+        for name, layer in zip(_names(entry), layers, strict=True):
+            state[name] = _theirs(entry, layer)
     return state
 
 
