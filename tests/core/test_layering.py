@@ -58,8 +58,8 @@ def words(tree: ast.AST) -> set[str]:
     """Names, attributes, arguments, keywords and strings of the code, without docstrings."""
     prose, found = docstrings(tree), set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant):
-            found |= {node.value} if isinstance(node.value, str) and id(node) not in prose else set()
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            found.add(node.value)
         for field in ("id", "attr", "arg", "name"):
             value = getattr(node, field, None)
             found |= {value} if isinstance(value, str) else set()
@@ -132,7 +132,8 @@ def tracked_files() -> list[pathlib.Path]:
 
 def test_no_tracked_file_names_a_machine():
     """Paths of one machine and addresses of package indexes."""
-    pattern = re.compile(rb"(?<![\w.~}])/(?:work|root|home|tmp|Users|opt)/|--(?:extra-)?index[-]url")
+    pattern = re.compile(rb"(?<![\w.~}])/(?:work|root|home|tmp|Users|opt)/"
+                         rb"|--(?:extra-)?index[-]url")
     found = {}
     for path in tracked_files():
         content = path.read_bytes()

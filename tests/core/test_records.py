@@ -47,7 +47,7 @@ def store(tmp_path):
         yield store
 
 
-# --- round trip ------------------------------------------------------------------------------------
+# --- round trip ----------------------------------------------------------------------------------
 finite = st.floats(allow_nan=False, allow_infinity=False)
 integers = st.integers(-2**63, 2**63 - 1)
 text = st.text(max_size=20)
@@ -73,7 +73,7 @@ any_record = st.builds(
     outcomes=st.lists(outcomes, max_size=2).map(tuple))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(any_record, max_size=4, unique_by=lambda record: record.key))
 def test_records_come_back_exactly_and_adding_again_changes_nothing(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("store") / "records.sqlite"
@@ -98,7 +98,8 @@ def test_non_finite_numbers_are_null(store):
     assert record.curve[0].value is None
     np.testing.assert_array_equal(record.outcomes[0].values, [1.0, nan, nan])
     db = sqlite3.connect(store.path)
-    assert db.execute("SELECT value FROM metrics ORDER BY position").fetchall() == [(None,), (0.75,)]
+    stored = db.execute("SELECT value FROM metrics ORDER BY position").fetchall()
+    assert stored == [(None,), (0.75,)]
     db.close()
 
 
@@ -116,7 +117,7 @@ def test_filters(store):
     assert len(store.records(modality="a")[0].metrics) == 2
 
 
-# --- one result a key ------------------------------------------------------------------------------
+# --- one result a key ----------------------------------------------------------------------------
 def test_a_finished_key_is_stored_once(store):
     assert store.add(make(status="failed", metrics=()))
     assert store.finished_keys() == set()
@@ -132,7 +133,7 @@ def test_a_finished_key_is_stored_once(store):
     {"loss": 0.6}, {"status": "diverged"}, {"seed": 1}, {"name": "base"}, {"metrics": ()}])
 def test_other_results_of_a_finished_key_are_refused(store, change):
     store.add(make())
-    with pytest.raises(InputError, match="record k0.*is finished with (an)?other"):
+    with pytest.raises(InputError, match=r"record k0.*is finished with (an)?other"):
         store.add(make(**change))
     assert store.records() == [make()]
 
@@ -164,7 +165,7 @@ def test_rows_are_only_added(store):
     assert store.records() == [make()]
 
 
-# --- all or nothing --------------------------------------------------------------------------------
+# --- all or nothing ------------------------------------------------------------------------------
 @pytest.mark.parametrize("bad", [
     {"metrics": (MetricRow("upstream", "", "loss", "sideways", 1.0),)},
     {"status": "maybe"},
@@ -250,13 +251,14 @@ def test_without_wal_it_says_so_and_works(tmp_path, monkeypatch):
     # This VFS has no shared memory, as network file systems have none.
     monkeypatch.setattr(sqlite3, "connect",
                         lambda name, **options: connect(name + "&vfs=unix-dotfile", **options))
-    with (pytest.warns(UserWarning, match="WAL does not work on this file system.*'delete'"),
-          Store(tmp_path / "records.sqlite") as store):
+    with pytest.warns(UserWarning, match=r"WAL does not work on this file system.*'delete'"):
+        store = Store(tmp_path / "records.sqlite")
+    with store:
         store.add(make())
         assert store.records() == [make()]
 
 
-# --- files that are no store -----------------------------------------------------------------------
+# --- files that are no store ---------------------------------------------------------------------
 def test_a_newer_store_asks_for_an_upgrade(store):
     store._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     for read_only in (False, True):
@@ -264,7 +266,8 @@ def test_a_newer_store_asks_for_an_upgrade(store):
             Store(store.path, read_only=read_only)
 
 
-@pytest.mark.parametrize("content", [b"not a database, " * 100, b"SQLite format 3\0" + b"\1" * 4096])
+@pytest.mark.parametrize("content", [
+    b"not a database, " * 100, b"SQLite format 3\0" + b"\1" * 4096])
 def test_an_unknown_file_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "records.sqlite"
     path.write_bytes(content)
@@ -306,7 +309,7 @@ def test_a_name_with_uri_characters_is_a_name(tmp_path):
     assert path.is_file()
 
 
-# --- tables ----------------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------
 @pytest.fixture
 def filled(store):
     store.add(make())

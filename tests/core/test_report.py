@@ -29,9 +29,9 @@ SHAPES = {"tiny": (2, 64, 256), "tiny-nl4": (4, 64, 256), "tiny-nl12-dm48-ff192"
           "tiny-nl2-dm128-ff512": (2, 128, 512), "tiny-nl8-dm96": (8, 96, 256)}
 HOSTILE = [
     "</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "<b>bold</b>",
-    "javascript:alert(1)", "\x1b[31mred\x1b[0m", "[bold red]markup[/]", "\u202eevil", "=HYPERLINK(1)",
-    "a\x00b\nc\td", "&amp;lt;", "'; DROP TABLE records; --", "x" * 1000, "{datum.y}", "\ud800",
-    "\uffff", "]]>", "",
+    "javascript:alert(1)", "\x1b[31mred\x1b[0m", "[bold red]markup[/]", "\u202eevil",
+    "=HYPERLINK(1)", "a\x00b\nc\td", "&amp;lt;", "'; DROP TABLE records; --", "x" * 1000,
+    "{datum.y}", "\ud800", "\uffff", "]]>", "",
 ]
 
 
@@ -48,8 +48,8 @@ def synthetic(modality="vision_vit", seeds=2, loss=0.4, classes=10, stacks=1, **
         for seed in range(seeds):
             final = level + rng.normal(0, 0.01 * loss)
             records.append(Record(
-                f"{modality}/{name}/{seed}", "quickstart", modality, "transformer", name, shape, seed,
-                "done", {}, {
+                f"{modality}/{name}/{seed}", "quickstart", modality, "transformer", name, shape,
+                seed, "done", {}, {
                     "params_total": params + 800 * d_model, "params_non_embedding": params,
                     "flops_forward_per_example": params * 2 * 64.0, "tokens_seen": 64 * 32 * 600,
                     "flops_train_total": params * 6 * 64.0 * 32 * 600, "peak_bytes": None,
@@ -87,6 +87,14 @@ def _curve(rng, final):
     return (*train, *validation)
 
 
+def small(record, task="digits"):
+    """The record with so few qualities and costs that its report is drawn quickly."""
+    probe = next(row for row in record.metrics if row.stage == "few_shot")
+    return dataclasses.replace(
+        record, metrics=(record.metrics[0], dataclasses.replace(probe, task=task)),
+        costs={"params_non_embedding": record.costs["params_non_embedding"]})
+
+
 def both():
     return synthetic() + synthetic("text_t5", loss=3.1, classes=4, stacks=2)
 
@@ -113,7 +121,7 @@ def report(tmp_path_factory):
     return write_report(both(), folder, "Quickstart"), folder
 
 
-# --- the page --------------------------------------------------------------------------------------
+# --- the page ------------------------------------------------------------------------------------
 def test_the_report_is_a_page_and_its_figures(report):
     files, folder = report
     assert [file.name for file in files] == [
@@ -146,9 +154,11 @@ def test_the_page_draws_every_front_and_curve(report):
         assert phrase in shown, phrase
 
 
-def test_the_same_records_give_the_same_bytes(report, tmp_path):
-    again = write_report(both(), tmp_path, "Quickstart")
-    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in report[0]]
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    records = [small(record) for record in synthetic(seeds=1)]
+    one, two = (write_report(records, tmp_path / name, "Quickstart") for name in "ab")
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
+    assert len(one) == 3
 
 
 def test_numbers_on_the_page_are_those_of_the_records(report):
@@ -158,22 +168,22 @@ def test_numbers_on_the_page_are_those_of_the_records(report):
             assert text.quality(quality.mean, quality.sd) in shown
 
 
-# --- records of any kind ---------------------------------------------------------------------------
+# --- records of any kind -------------------------------------------------------------------------
 BARE = [dataclasses.replace(r, metrics=(), curve=()) for r in synthetic(seeds=1)]
 
 
 @pytest.mark.parametrize(("records", "phrase"), [
     ([], "No finished runs"),
     ([], "No trial has ended yet"),
-    (synthetic(seeds=1)[:1], "1 shape"),
+    ([small(synthetic()[0])], "1 shape of vision_vit, 1 training seed."),
     (synthetic(status="failed", environment={"error": "out of memory"}), "out of memory"),
     (synthetic(status="diverged"), "No finished runs"),
     (BARE, "No transfer was measured"),
     (BARE, "No learning curves were recorded"),
-    (synthetic(seeds=1, costs={}), "for want of a finite cost"),
-    (synthetic(seeds=1, costs={"params_non_embedding": 0.0}), "are not drawn"),
-    (synthetic(seeds=1, shape={}), "Pareto-efficient"),
-    ([*synthetic(seeds=1), *synthetic("b", status="failed")], "No finished runs."),
+    (synthetic(seeds=1, costs={}), "Missing where a finite cost or quality is missing: tiny"),
+    (synthetic(seeds=1, costs={"params_non_embedding": 0.0}), "Not drawn: up to 5 shapes"),
+    ([small(r) for r in synthetic(seeds=1, shape={})], "Pareto-efficient"),
+    ([small(synthetic()[0]), *synthetic("b", status="failed")], "No finished runs."),
 ])
 def test_any_records_make_a_report(tmp_path, records, phrase):
     page = write_report(records, tmp_path, "t")[0].read_text("utf-8")
@@ -185,14 +195,14 @@ def test_many_runs_make_a_report_of_bounded_size(tmp_path):
     records = [dataclasses.replace(
         record, key=str(i), name=f"tiny-dm{i}", curve=record.curve[:2], metrics=(MetricRow(
             "upstream", "", "loss", "min", 1 + math.sin(i)),),
-        costs={**record.costs, "params_non_embedding": 1000.0 + i}) for i in range(3000)]
+        costs={"params_non_embedding": 1000.0 + i}) for i in range(3000)]
     start = time.process_time()
     files = write_report(records, tmp_path, "many")
     assert time.process_time() - start < 20
     assert files[0].stat().st_size < 3e6
     shown = " ".join(Outline(files[0].read_text("utf-8")).text)
     assert "2,500 more rows not shown" in shown
-    assert "dominated shapes" in shown
+    assert re.search(r"Not drawn: up to 2,\d{3} shapes", shown)
 
 
 def test_a_report_that_cannot_be_written_is_an_input_error(tmp_path):
@@ -201,14 +211,13 @@ def test_a_report_that_cannot_be_written_is_an_input_error(tmp_path):
         write_report([], tmp_path / "file", "t")
 
 
-# --- names are data --------------------------------------------------------------------------------
+# --- names are data ------------------------------------------------------------------------------
 def _renamed(name):
-    record = synthetic(seeds=1)[0]
+    record = small(synthetic(seeds=1)[0], task=name)
     return dataclasses.replace(
         record, name=name, modality=name, architecture=name, study=name, flop_convention=name,
         environment={"device": name, "host": name, "error": name},
-        metrics=tuple(dataclasses.replace(row, task=name) for row in record.metrics[2:]) + (
-            MetricRow("upstream", "", name, "min", 0.5),),
+        metrics=(record.metrics[1], MetricRow("upstream", "", name, "min", 0.5)),
         curve=(CurvePoint("upstream", 1, f"{name}/loss", 1.0),))
 
 
@@ -218,16 +227,20 @@ def _page_outline(name, folder):
     return [tag for tag in outline.tags if tag[0] not in {"text", "tspan"}], outline.text
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE if name.strip() and name != "\uffff"])
-def test_a_hostile_name_changes_no_tag(tmp_path, name):
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory):
+    return _page_outline("x", tmp_path_factory.mktemp("harmless"))[0]
+
+
+@pytest.mark.parametrize("name", [n for n in HOSTILE if n.strip() and n not in "\uffff\ud800"])
+def test_a_hostile_name_changes_no_tag(tmp_path, harmless, name):
     tags, shown = _page_outline(name, tmp_path / "hostile")
-    harmless, _ = _page_outline("x", tmp_path / "harmless")
     assert tags == harmless
     assert not set(map(ord, "\x00\x1b\u202e")) & set(map(ord, "".join(shown)))
     assert all(path.parent == tmp_path / "hostile" for path in (tmp_path / "hostile").iterdir())
 
 
-@pytest.mark.parametrize("name", ["", "\uffff", "\u202e"])
+@pytest.mark.parametrize("name", ["", "\uffff", "\u202e", "\ud800"])
 def test_a_name_of_nothing_visible_makes_a_report(tmp_path, name):
     assert write_report([_renamed(name)], tmp_path, name)[0].stat().st_size > 10_000
 
@@ -254,7 +267,7 @@ def test_slugs_are_plain_file_names_that_never_meet(names):
     assert len(set(slugs)) == len(slugs)
 
 
-# --- reductions ------------------------------------------------------------------------------------
+# --- reductions ----------------------------------------------------------------------------------
 def test_counts():
     nan = float("nan")
     done = dataclasses.replace(synthetic(seeds=1)[0], metrics=(
@@ -295,14 +308,14 @@ def test_transfer_stands_beside_its_baselines():
             assert pretrained.n == untrained.n == 2
 
 
-# --- figures ---------------------------------------------------------------------------------------
+# --- figures -------------------------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_figures_are_valid_vega_lite():
     import altair
 
     records = synthetic()
     rows = shape_table(records)
-    front_charts = [charts.front_chart(front) for front in fronts(records)[:3]]
+    front_charts = [charts.front_chart(front) for front in fronts(records)[:1]]
     curve_charts = [charts.curve_chart(curves, name)
                     for name, curves in mean_curves(records, rows).items()]
     for chart in (*front_charts, *curve_charts, charts.grid([front_charts, curve_charts], "title")):
@@ -316,14 +329,15 @@ coordinates = st.tuples(st.integers(0, 292), st.integers(0, 208))
 @settings(max_examples=100, deadline=None)
 @given(st.lists(coordinates, min_size=1, max_size=20))
 def test_labels_cover_neither_points_nor_each_other(points):
-    labels = charts.place_labels(points, dict.fromkeys(range(len(points)), "tiny-nl8"), (292, 208))
+    names = dict.fromkeys(range(len(points)), "tiny-nl8")
+    labels = charts.place_labels(points, names, (292, 208), [0.0] * len(points))
     boxes = []
     for i, label in labels.items():
         length = len("tiny-nl8") * charts.CHARACTER
         left = points[i][0] + label["dx"] - {"left": 0, "center": length / 2, "right": length}[
             label["align"]]
         middle = points[i][1] + label["dy"]
-        boxes.append((left, middle - 6, left + length, middle + 6))
+        boxes.append((left, middle - 7, left + length, middle + 7))
     for i, box in enumerate(boxes):
         assert not any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in points)
         assert not any(charts._overlap(box, other) for other in boxes[:i])
@@ -340,7 +354,7 @@ def test_log_ticks_are_within_the_axis(low, ratio):
     assert ticks == sorted(set(ticks))
 
 
-# --- numbers and the terminal ----------------------------------------------------------------------
+# --- numbers and the terminal --------------------------------------------------------------------
 @pytest.mark.parametrize(("value", "shown"), [
     (0, "0"), (12, "12"), (999_999, "1M"), (1_234_567, "1.23M"), (2.5e9, "2.5G"), (1e15, "1P"),
     (None, "–"), (math.nan, "–"), (0.5, "0.5"), (-4000, "-4k"),

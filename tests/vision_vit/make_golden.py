@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from deepnarrow_vision_vit.convert import unflatten
 
 WIDTH, DEPTH, HEADS, MLP_DIM = 32, 2, 4, 64

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from deepnarrow.errors import InputError
 from deepnarrow.layers.transformer import TRANSFORMER
 from deepnarrow.modality import count_costs, make_model

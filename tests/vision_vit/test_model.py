@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from deepnarrow.errors import InputError
 from deepnarrow.layers.transformer import TRANSFORMER
 from deepnarrow.modality import axes_tree, count_costs, make_model
@@ -49,7 +50,7 @@ def params():
             for pool in POOLINGS}
 
 
-# --- options ---------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("changes", "said"), [
     ({"patch_size": 3}, ["image_size 8, patch_size 3", "image_size 6 or 9", "patch_size 2 or 4"]),
     ({"image_size": 224, "patch_size": 15},
@@ -96,7 +97,7 @@ def test_the_stack_is_as_long_as_the_patches(pool, length):
     assert (spec.role, spec.length) == ("encoder", length)
 
 
-# --- costs -----------------------------------------------------------------------------------------
+# --- costs ----------------------------------------------------------------------------------------
 CASES = [
     *[(SHAPE, {"pool_type": pool, "position": position, "num_classes": classes})
       for pool in POOLINGS for position, classes in (("learn", 5), ("sincos2d", 0))],
@@ -161,7 +162,7 @@ def test_counted_flops_are_those_of_the_matrix_products(shape, changes):
     assert sum(term.forward for term in terms) == real
 
 
-# --- numerics --------------------------------------------------------------------------------------
+# --- numerics -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_a_zero_head_begins_at_chance(loss):
     model = build(loss=loss)
@@ -197,7 +198,7 @@ def test_every_parameter_learns(pool, params):
 def test_accuracy_is_a_weighted_sum(params):
     model, batch = build(), make_batch()
     logits = model.predict(params["gap"], batch)
-    batch["label"] = np.asarray(logits.argmax(-1))
+    batch["label"] = np.array(logits.argmax(-1))
     batch["label"][0] = (batch["label"][0] + 1) % 5
     batch["example_mask"][3] = 0
     total, weight = model.loss(params["gap"], batch, None, train=False).metrics["accuracy"]
@@ -242,7 +243,7 @@ def test_features_are_what_the_head_sees(params):
     assert np.abs(logits - model.predict(params["gap"], batch)).max() <= 1e-5
 
 
-# --- adaptation ------------------------------------------------------------------------------------
+# --- adaptation -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("pool", POOLINGS)
 def test_adapts_to_another_task_and_image(pool, params):
     source = options_with(pool_type=pool)
@@ -288,7 +289,7 @@ def test_resampling_keeps_corners_and_planes():
     assert np.abs(resample_position(plane, 7) - expected).max() <= 1e-5
 
 
-# --- the plugin ------------------------------------------------------------------------------------
+# --- the plugin -----------------------------------------------------------------------------------
 def test_the_plugin_counts_without_jax():
     code = (
         "import sys\n"

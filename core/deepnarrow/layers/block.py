@@ -26,7 +26,6 @@ from deepnarrow.layers.stack import (
 from deepnarrow.modality import Key, Params, StackOptions, StackOutput
 from deepnarrow.shape import Shape
 
-
 KEYS_PER_LAYER = 6  # dropout inside and after attention, cross-attention and MLP
 
 
@@ -68,15 +67,15 @@ class Block(nnx.Module):
         self, x: Float[Array, "batch length d_model"], shared: Shared, keys: Key | None
     ) -> Float[Array, "batch length d_model"]:
         """Applies the layer; `keys` `[KEYS_PER_LAYER]` feed dropout, None for none."""
-        keys = [None] * KEYS_PER_LAYER if keys is None else keys
-        y = self.attention(self.attention_norm(x), mask=shared.mask, bias=shared.bias, key=keys[0])
-        x += dropout(y, self.dropout_rate, keys[1])
+        key = [None if keys is None else keys[i] for i in range(KEYS_PER_LAYER)]
+        y = self.attention(self.attention_norm(x), mask=shared.mask, bias=shared.bias, key=key[0])
+        x += dropout(y, self.dropout_rate, key[1])
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             y = self.cross_attention(self.cross_attention_norm(x), shared.context,
-                                     mask=shared.context_mask, key=keys[2])
-            x += dropout(y, self.dropout_rate, keys[3])
-        y = self.mlp(self.mlp_norm(x), key=keys[4])
-        return x + dropout(y, self.dropout_rate, keys[5])
+                                     mask=shared.context_mask, key=key[2])
+            x += dropout(y, self.dropout_rate, key[3])
+        y = self.mlp(self.mlp_norm(x), key=key[4])
+        return x + dropout(y, self.dropout_rate, key[5])
 
 
 class Ends(nnx.Module):

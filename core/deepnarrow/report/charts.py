@@ -96,7 +96,7 @@ def _front_layers(
                       "stroke": _front_color(BLUE, "#7b8794"),
                       "description": {"field": "says", "type": "nominal"}}},
         # White first: a label stays readable over the grid.
-        {"data": named, "mark": {**label, "stroke": "white", "strokeWidth": 3}, "encoding": words},
+        {"data": named, "mark": {**label, "stroke": "white", "strokeWidth": 2}, "encoding": words},
         {"data": named, "mark": label, "encoding": {**words, "color": _front_color(INK, MUTED)}},
     ]
 
@@ -113,10 +113,11 @@ def _labels(
     front = [i for i, row in enumerate(rows) if row["front"]]
     others = [i for i, row in enumerate(rows) if not row["front"] and len(rows) <= 24]
     lines = [(*pixel(row["x"], row["high"]), *pixel(row["x"], row["low"])) for row in rows]
+    reach = [(bottom - top) / 2 for _, top, _, bottom in lines]
     for (x, y), (next_x, next_y) in itertools.pairwise(points[i] for i in front):
         lines += [(x, y, next_x, y), (next_x, min(y, next_y), next_x, max(y, next_y))]
     names = {i: text.plain(rows[i]["name"], LABEL_LIMIT) for i in front + others}
-    return place_labels(points, names, FRONT_SIZE, lines)
+    return place_labels(points, names, FRONT_SIZE, reach, lines)
 
 
 def _front_color(yes: str, no: str) -> Spec:
@@ -186,7 +187,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def place_labels(
     points: Sequence[tuple[float, float]], names: Mapping[int, str], size: tuple[int, int],
-    lines: Sequence[tuple[float, float, float, float]] = (),
+    reach: Sequence[float], lines: Sequence[tuple[float, float, float, float]] = (),
 ) -> dict[int, dict[str, Any]]:
     """Finds a place beside each point where its label covers no point, line or other label.
 
@@ -194,6 +195,7 @@ def place_labels(
       points: pixels of every point, y downwards.
       names: labels by index of their point, the important ones first.
       size: the plot's width and height.
+      reach: how far each point's error bar goes up and down.
       lines: horizontal and vertical ones, as (left, top, right, bottom).
 
     Returns:
@@ -204,17 +206,25 @@ def place_labels(
     for i, name in names.items():
         x, y = points[i]
         length = len(name) * CHARACTER
-        for align, dx, dy in (("left", 8, 0), ("right", -8, 0), ("left", 6, -9), ("left", 6, 10),
-                              ("right", -6, -9), ("right", -6, 10), ("center", 0, -12),
-                              ("center", 0, 13)):
+        for align, dx, dy in _places(reach[i]):
             left = x + dx - {"left": 0.0, "center": length / 2, "right": length}[align]
-            box = (left, y + dy - 6, left + length, y + dy + 6)
+            box = (left, y + dy - 7, left + length, y + dy + 7)
             inside = box[0] >= 1 and box[1] >= 0 and box[2] <= size[0] + 12 and box[3] <= size[1]
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 found[i] = {"label": name, "align": align, "dx": dx, "dy": dy}
                 break
     return found
+
+
+def _places(reach: float) -> list[tuple[str, float, float]]:
+    """Places for a label in order of preference: alignment, and pixels from its point."""
+    near: list[tuple[str, float, float]] = [
+        ("left", 8, 0), ("right", -8, 0), ("left", 6, -10), ("left", 6, 11), ("right", -6, -10),
+        ("right", -6, 11)]
+    beyond = [(align, 0.0, side * (reach + 13)) for side in (-1, 1)
+              for align in ("center", "right", "left")]
+    return near + beyond
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

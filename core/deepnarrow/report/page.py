@@ -110,7 +110,9 @@ def _charted(names: Iterable[str]) -> list[str]:
 
 
 def _front_grid(chapter: Chapter) -> list[list[charts.Spec]]:
-    return [[charts.front_chart(front) for front in row] for row in _by_quality(chapter.fronts)]
+    rows = [[charts.front_chart(front) for front in group if charts.drawn_points(front)]
+            for group in _by_quality(chapter.fronts)]
+    return [row for row in rows if row]
 
 
 def _curve_grid(chapter: Chapter) -> list[list[charts.Spec]]:
@@ -121,12 +123,11 @@ def _curve_grid(chapter: Chapter) -> list[list[charts.Spec]]:
 def _by_quality(found: Sequence[Front]) -> list[list[Front]]:
     groups: dict[str, list[Front]] = {}
     for front in found:
-        if charts.drawn_points(front):
-            groups.setdefault(front.quality, []).append(front)
+        groups.setdefault(front.quality, []).append(front)
     return list(groups.values())
 
 
-# --- page ----------------------------------------------------------------------------------------
+# --- page ---------------------------------------------------------------------------------------
 def _page(
     records: Sequence[Record], trials: Sequence[Record], chapters: Sequence[Chapter], title: str
 ) -> str:
@@ -187,9 +188,9 @@ def _efficient(chapters: Sequence[Chapter]) -> str:
             by_cost: dict[str, list[str]] = {cost: [] for cost in FRONT_COSTS}
             for front in group:
                 names = [f"<span>{escape(p.name, 60)}</span>" for p in front.points if p.on_front]
-                by_cost[front.cost].append(", ".join(names[:12]) + _sub(front.machine)
-                                           + (", ..." if len(names) > 12 else ""))
-            cells = ["".join(found) or text.NONE for found in by_cost.values()]
+                more = ", ..." if len(names) > 12 else ""
+                by_cost[front.cost].append(", ".join(names[:12]) + more + _sub(front.machine))
+            cells = ["".join(filter(None, found)) or text.NONE for found in by_cost.values()]
             rows.append([escape(chapter.modality), escape(text.quality_title(group[0].quality)),
                          *cells])
     return ("<section><h2>Pareto-efficient shapes</h2><p>For each cost, the shapes that no other "
@@ -202,7 +203,7 @@ def _chapter(chapter: Chapter) -> str:
     if not any(row.statuses.get("done") for row in chapter.rows):
         return f'{parts[0]}<p class="empty">No finished runs.</p></section>'
     for group in _by_quality(chapter.fronts):
-        figures = "".join(_front_figure(front) for front in group)
+        figures = "".join(_front_figure(front) for front in group if charts.drawn_points(front))
         parts.append(f"<h3>{escape(text.quality_title(group[0].quality))}</h3>"
                      f'<div class="fronts">{figures}</div>{_left_out(group)}')
     parts += ["<h3>Learning curves</h3>", _curves(chapter)]
@@ -226,9 +227,9 @@ def _left_out(group: Sequence[Front]) -> str:
     if missing:
         names = ", ".join(escape(name, 60) for name in missing[:12])
         more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
-        notes.append(f"Not everywhere, for want of a finite cost or quality: {names}{more}.")
+        notes.append(f"Missing where a finite cost or quality is missing: {names}{more}.")
     if hidden:
-        notes.append(f"Up to {hidden:,} dominated shapes, or shapes without a cost, are not drawn.")
+        notes.append(f"Not drawn: up to {hidden:,} shapes that are dominated or cost nothing.")
     return f'<p class="note">{" ".join(notes)}</p>' if notes else ""
 
 

@@ -25,10 +25,10 @@ def plain(text: object, limit: int = 200) -> str:
     """
     # The limit comes first too, so that a text of megabytes costs nothing.
     raw = _ANSI.sub("", _middle(str(text), 20 * limit))
-    spaced = re.sub(r"\s+", " ", raw)
+    spaced = "".join(" " if c.isspace() else c for c in raw)
     shown = "".join(c for c in spaced
                     if unicodedata.category(c) not in _INVISIBLE and c not in _NOT_XML)
-    return _middle(shown, limit)
+    return _middle(re.sub(" +", " ", shown), limit)
 
 
 def _middle(text: str, limit: int) -> str:

@@ -193,8 +193,9 @@ def make_source(
 
     facts = json.dumps([images.content_hash, classes, share, rotations, augment])
     return Source(
-        num_examples=len(labels), load=load, content_hash=hashlib.sha256(facts.encode()).hexdigest(),
-        tokens_per_example=tokens_per_example, labels=lambda: labels,
+        num_examples=len(labels), load=load, labels=lambda: labels,
+        content_hash=hashlib.sha256(facts.encode()).hexdigest(),
+        tokens_per_example=tokens_per_example,
     )
 
 
