@@ -61,7 +61,7 @@ class Strategy:
     Attributes:
       name: e.g. `deepnarrow`.
       propose: `propose(base, cost_of, budget) -> Walk`. `cost_of(shape)` is in the budget's unit
-        and raises `ShapeError` for a shape that cannot be; the base costs at most `budget`.
+        and raises `InputError` for a shape that cannot be; the base costs at most `budget`.
       source: where the rule comes from.
     """
 

@@ -76,7 +76,7 @@ class Shape:
 
     def replace(self, **fields: int | bool) -> Shape:
         """Returns this shape with `fields` changed, validated again."""
-        return dataclasses.replace(self, **fields)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self, **fields)
 
     def to_dict(self) -> dict[str, int | bool]:
         """The eight fields, in order."""

@@ -119,10 +119,10 @@ def _walk(base: Shape, candidates: Iterator[Shape], cost_of: CostOf, budget: flo
             if shape is None:
                 return Walk(tuple(shapes), "")
             cost = cost_of(shape)
-        except ShapeError as error:
+        except InputError as error:
             return Walk(tuple(shapes), f"the next shape cannot be: {error}")
         if cost > budget:
-            reason = f"the next shape costs {cost:.4g}, more than the budget of {budget:.4g}"
+            reason = f"the next shape costs {cost:.10g}, more than the budget of {budget:.10g}"
             return Walk(tuple(shapes), reason)
         shapes.append(shape)
 
@@ -236,17 +236,21 @@ def walk(
         return _cost(kind, summary_of(named(shape)), machine)
 
     first = apply(start, vocabulary)
-    if cost_of(first.shape) > amount:
+    if (cost := cost_of(first.shape)) > amount:
         raise InputError(f"budget {budget!r}", f"{first.name} alone costs more",
-                         got=f"{amount:.4g}", expected=f"at least {cost_of(first.shape):.4g}",
+                         got=f"{amount:.10g}", expected=f"at least {cost:.10g}",
                          hint="start from a smaller base")
     walked = strategy.propose(first.shape, cost_of, amount)
     steps = tuple(Step(named(s).name, named(s), cost_of(s)) for s in walked.shapes)
-    if not steps or any(step.cost > amount for step in steps):
-        raise PluginError(f"strategy {strategy.name!r}", "returned none, or one over the budget",
-                          expected=f"at least the base, each at most {amount:.4g}")
+    _check_walk(strategy, steps, amount)
     return StrategyResult(strategy.name, strategy.source, kind, amount, steps,
                           walked.stopped_because)
+
+
+def _check_walk(strategy: Strategy, steps: Sequence[Step], amount: float) -> None:
+    if not steps or any(step.cost > amount for step in steps):
+        raise PluginError(f"strategy {strategy.name!r}", "returned none, or one over the budget",
+                          expected=f"at least the base, each at most {amount:.10g}")
 
 
 def ladder(

@@ -23,7 +23,7 @@ from deepnarrow.files import write_json
 from deepnarrow.modality import AnyArchitecture, Metric, Scores, Task, make_model
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.store import Store
-from deepnarrow.train import Program, TrainResult, evaluate, make_program, step_bytes, train
+from deepnarrow.train import Program, TrainResult, make_program, step_bytes, train
 from deepnarrow.transfer.fewshot import extract_features, majority_accuracy, probe
 from deepnarrow.transfer.finetune import (
     FineTuneProgram,
@@ -182,18 +182,9 @@ class UnitRunner:
             )
         self._stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
-        seconds = {"upstream": result.seconds}
         if result.status == "done":
-            began = time.monotonic()
-            values = evaluate(program, result.state.params, upstream.validation, EVAL_BATCH)
-            seconds["evaluate"] = time.monotonic() - began
-            metric = upstream.metric
-            measured.metrics.append(
-                MetricRow("upstream", "", metric.name, metric.direction, values[metric.name])
-            )
-            if metric.name != "loss":
-                measured.metrics.append(MetricRow("upstream", "", "loss", "min", values["loss"]))
-        return result, seconds
+            measured.metrics.extend(_upstream_rows(upstream.metric, result))
+        return result, {"upstream": result.seconds}
 
     def _observer(
         self, trial: Trial, program: Program
@@ -336,6 +327,17 @@ class UnitRunner:
                 "error": shorten(f"{type(error).__name__}: {error}", 500),
             },
         )
+
+
+def _upstream_rows(metric: Metric, result: TrainResult) -> list[MetricRow]:
+    """Quality on the validation split after the last step, which `train` has evaluated."""
+    last = {p.name: p.value for p in result.curve
+            if p.name.startswith("validation/") and p.step == result.steps}
+    value = last[f"validation/{metric.name}"]
+    rows = [MetricRow("upstream", "", metric.name, metric.direction, value)]
+    if metric.name != "loss":
+        rows.append(MetricRow("upstream", "", "loss", "min", last["validation/loss"]))
+    return rows
 
 
 def _probe_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import html.parser
 import io
 import math
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from deepnarrow import pareto
 from deepnarrow.errors import InputError
 from deepnarrow.pareto import fronts, shape_table
 from deepnarrow.records import CurvePoint, MetricRow, Record
-from deepnarrow.report import charts, text, write_report
+from deepnarrow.report import charts, page, text, write_report
 from deepnarrow.report.page import slug
 from deepnarrow.report.tables import count_runs, mean_curves, transfer_tables
 from deepnarrow.report.terminal import pareto_tables
@@ -102,10 +104,10 @@ def both():
 class Outline(html.parser.HTMLParser):
     """The tags of a page with their attributes' names, and its visible text."""
 
-    def __init__(self, page):
+    def __init__(self, written):
         super().__init__()
         self.tags, self.text, self.ids = [], [], []
-        self.feed(page)
+        self.feed(written)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, tuple(name for name, _ in attrs)))
@@ -135,10 +137,10 @@ def test_the_report_is_a_page_and_its_figures(report):
 
 
 def test_the_page_is_self_contained_and_small(report):
-    page = report[0][0].read_text("utf-8")
-    assert len(page) < 3e6
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|\bsrc=|\bhref=|<script|<link", page, re.I)
-    outline = Outline(page)
+    written = report[0][0].read_text("utf-8")
+    assert len(written) < 3e6
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|\bsrc=|\bhref=|<script|<link", written, re.I)
+    outline = Outline(written)
     assert ("meta", ("http-equiv", "content")) in outline.tags
     assert len(outline.ids) == len(set(outline.ids))
 
@@ -186,8 +188,8 @@ BARE = [dataclasses.replace(r, metrics=(), curve=()) for r in synthetic(seeds=1)
     ([small(synthetic()[0]), *synthetic("b", status="failed")], "No finished runs."),
 ])
 def test_any_records_make_a_report(tmp_path, records, phrase):
-    page = write_report(records, tmp_path, "t")[0].read_text("utf-8")
-    assert phrase in " ".join(Outline(page).text)
+    written = write_report(records, tmp_path, "t")[0].read_text("utf-8")
+    assert phrase in " ".join(Outline(written).text)
 
 
 def test_many_runs_make_a_report_of_bounded_size(tmp_path):
@@ -388,6 +390,13 @@ def test_terminal_tables_take_names_as_data(name):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", shown)
     if name == "[bold red]markup[/]":
         assert name in shown
+
+
+@pytest.mark.parametrize("module", [pareto, charts, page, text])
+def test_examples_in_docstrings(module):
+    results = doctest.testmod(module)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 def test_no_fronts_no_tables():

@@ -302,7 +302,7 @@ def test_score(task):
 
 
 def test_unknown_split_is_an_error(task):
-    with pytest.raises(InputError, match="no such split.*train, validation, test"):
+    with pytest.raises(InputError, match=r"no such split.*train, validation, test"):
         task.examples("dev")
 
 

@@ -43,17 +43,19 @@ def make_options(**overrides):
     return options
 
 
-def compiled_model(shape, options):
+# Each program runs once or twice here: most of the time goes to compiling it.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+
+
+def compiled(model):
     """The model with every function jitted: one compilation instead of one an operation."""
-    model = make_model(T5, TRANSFORMER, shape, options)
-    names = ("init", "features", "predict", "score")
-    jitted = {name: jax.jit(getattr(model, name)) for name in names}
-    return dataclasses.replace(model, loss=jax.jit(model.loss, static_argnames="train"), **jitted)
+    jitted = {name: jit(getattr(model, name)) for name in ("init", "features", "predict", "score")}
+    return dataclasses.replace(model, loss=jit(model.loss, static_argnames="train"), **jitted)
 
 
 @functools.cache
 def small_model(**overrides):
-    return compiled_model(SMALL, make_options(**overrides))
+    return compiled(make_model(T5, TRANSFORMER, SMALL, make_options(**overrides)))
 
 
 @functools.cache
@@ -63,7 +65,7 @@ def small_params(seed=0):
 
 def jitted_logits(shape, options):
     t5 = make_t5(shape, options, build_stacks(T5, TRANSFORMER, shape, options))
-    return jax.jit(lambda params, batch: t5.logits(params, batch, None, train=False)[0])
+    return jit(lambda params, batch: t5.logits(params, batch, None, train=False)[0])
 
 
 def small_batch(batch_size=4, seed=0):
@@ -95,7 +97,7 @@ def mean_loss(model):
 def check_against(arrays, case, **overrides):
     """Logits, loss, gradients and greedy tokens of one case equal those in `arrays`."""
     shape, options = case_setting(case, **overrides)
-    model = compiled_model(shape, options)
+    model = make_model(T5, TRANSFORMER, shape, options)
     split = {kind: {name.removeprefix(f"{kind}/"): array for name, array in arrays.items()
                     if name.startswith(f"{kind}/")} for kind in ("weights", "gradients")}
     params = from_hugging_face(split["weights"], shape)
@@ -106,7 +108,7 @@ def check_against(arrays, case, **overrides):
 
     t5 = make_t5(shape, options, build_stacks(T5, TRANSFORMER, shape, options))
     value_and_grad = jax.value_and_grad(mean_loss(model))
-    logits, (value, gradients) = jax.jit(run)(params, batch)
+    logits, (value, gradients) = jit(run)(params, batch)
     real = batch["targets"] != 0
     assert np.abs(np.asarray(logits) - arrays["logits"])[real].max() <= 1e-4
     assert abs(float(value) - float(arrays["loss"])) <= 1e-5
@@ -116,7 +118,7 @@ def check_against(arrays, case, **overrides):
         difference = np.abs(gradients[name] - expected).max()
         assert difference <= 1e-3 * np.abs(expected).max(), name
 
-    decoded = np.asarray(model.predict(params, batch))
+    decoded = np.asarray(jit(model.predict)(params, batch))
     assert (decoded == arrays["decoded"]).all()
 
 
@@ -213,13 +215,13 @@ def test_flops_of_the_frame_by_hand():
 
 def test_flops_near_those_that_xla_counts():
     shape, options = SMALL.replace(d_model=32, d_ff=64), make_options(scan=False, vocab_size=256)
-    model = compiled_model(shape, options)
+    model = make_model(T5, TRANSFORMER, shape, options)
     batch = small_batch(batch_size=1)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    compiled = model.score.lower(params, batch).compile()
+    program = jax.jit(model.score).lower(params, batch).compile()
     counted = summarize(count_costs(T5, TRANSFORMER, shape, options)).flops_forward_per_example
     # XLA counts softmaxes and norms, too, which weigh more the smaller a model is.
-    assert 1.0 <= compiled.cost_analysis()["flops"] / counted <= 1.15
+    assert 1.0 <= program.cost_analysis()["flops"] / counted <= 1.15
 
 
 # --- loss, score, features -----------------------------------------------------------------------
@@ -285,8 +287,8 @@ def test_targets_are_shifted_behind_padding():
 
 
 def test_every_parameter_gets_a_gradient():
-    model, batch = small_model(), small_batch(batch_size=8)
-    gradients = jax.jit(jax.grad(mean_loss(model)))(small_params(), batch)
+    model, batch = make_model(T5, TRANSFORMER, SMALL, make_options()), small_batch(batch_size=8)
+    gradients = jit(jax.grad(mean_loss(model)))(small_params(), batch)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.abs(leaf).max() > 0, path
 

@@ -24,7 +24,7 @@ def test_published_lengths():
 
 
 @pytest.mark.parametrize(("mask", "inputs", "targets"), [
-    # "Thank you for inviting me to your party last week": the figure of Raffel et al., section 3.1.4.
+    # "Thank you [for inviting] me to your party [last] week": figure 2 of Raffel et al.
     ([0, 0, 1, 1, 0, 0, 0, 0, 1, 0],
      [10, 11, 99, 14, 15, 16, 17, 98, 19, EOS], [99, 12, 13, 98, 18, EOS]),
     ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], [*range(10, 19), 99, EOS], [99, 19, EOS]),

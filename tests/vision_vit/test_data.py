@@ -28,7 +28,7 @@ def data_with(**changes):
 
 def model_options():
     options = default_options()
-    options.update({"image_size": 8, "patch_size": 2})
+    options.patch_size = 4
     return options
 
 
@@ -56,11 +56,12 @@ def test_digits_are_the_bundled_ones():
 
 def test_upstream_decides_the_models_options():
     assert upstream(data_with(), model_options()).options == {
-        "image_size": 8, "channels": 1, "num_classes": 20}
-    assert upstream(data_with(rotations=1), model_options()).options["num_classes"] == 5
+        "image_size": 12, "channels": 1, "num_classes": 20}
+    assert upstream(data_with(rotations=1, canvas=8), model_options()).options == {
+        "image_size": 8, "channels": 1, "num_classes": 5}
 
 
-@pytest.mark.parametrize(("pool", "tokens"), [("gap", 16), ("tok", 17)])
+@pytest.mark.parametrize(("pool", "tokens"), [("gap", 9), ("tok", 10)])
 def test_tokens_are_the_encoders_positions(pool, tokens):
     options = model_options()
     options.pool_type = pool
@@ -68,7 +69,7 @@ def test_tokens_are_the_encoders_positions(pool, tokens):
 
 
 def test_examples_are_scaled_images_with_their_labels():
-    source = upstream(data_with(rotations=1, augment="none"), model_options()).validation
+    source = upstream(data_with(rotations=1, canvas=8), model_options()).validation
     images = load_digits()
     original = {((pixels / 8) - 1).astype(np.float32).tobytes(): label
                 for pixels, label in zip(images.pixels, images.labels, strict=True)}
@@ -95,8 +96,8 @@ def test_labels_agree_with_the_examples():
 
 
 def test_a_turned_image_is_another_class():
-    source = upstream(data_with(augment="none"), model_options()).train
-    plain = upstream(data_with(augment="none", rotations=1), model_options()).train
+    source = upstream(data_with(canvas=8), model_options()).train
+    plain = upstream(data_with(canvas=8, rotations=1), model_options()).train
     assert source.num_examples == 4 * plain.num_examples
     for i in (0, 7):
         upright = plain.load(i, np.random.default_rng(0))
@@ -129,18 +130,33 @@ def test_equal_images_share_a_split():
     pixels = np.random.default_rng(0).integers(0, 17, (40, 8, 8, 1), np.uint8)
     labels = np.tile([0, 1], 40).astype(np.int32)
     twice = Images("twins", np.concatenate([pixels, pixels]), labels, white=16)
-    assert np.array_equal(twice.shares[:40], twice.shares[40:])
-    train = make_source(twice, (0, 1), (0.0, 0.5), tokens_per_example=1)
+    assert np.array_equal(twice.hashed[:40], twice.hashed[40:])
+    assert len(np.unique(twice.hashed)) == 3 * 40
+    train = make_source(twice, (0, 1), (0.0, 0.5), canvas=8, tokens_per_example=1)
     assert 0 < train.num_examples < 80
     assert train.num_examples % 2 == 0
 
 
-def test_augmentation_shifts_training_images_only():
+def test_images_lie_all_over_the_canvas():
+    """25 places of an 8 x 8 image on 12 x 12; the image is whole, the rest empty."""
+    small = the_task(canvas=8).examples("test")
+    places = []
+    for i, example in enumerate(examples_of(the_task().examples("test"))):
+        inner = small.load(i, np.random.default_rng(0))["image"]
+        found = [(y, x) for y in range(5) for x in range(5)
+                 if np.array_equal(example["image"][y:y + 8, x:x + 8], inner)]
+        assert found
+        assert example["image"].sum() == inner.sum() - (144 - 64)
+        places += found[:1]
+    assert len(set(places)) == 25
+
+
+def test_augmentation_moves_training_images_only():
     data = upstream(data_with(rotations=1), model_options())
     still = upstream(data_with(rotations=1, augment="none"), model_options())
     moved = [not np.array_equal(a["image"], b["image"])
              for a, b in zip(examples_of(data.train), examples_of(still.train), strict=True)]
-    assert 0.7 < np.mean(moved) < 1  # 8 of 9 shifts move
+    assert 0.9 < np.mean(moved) < 1  # 24 of 25 places are others
     assert image_bytes(data.validation) == image_bytes(still.validation)
     shots, still_shots = the_task(), the_task(augment="none")
     assert image_bytes(shots.examples("train")) == image_bytes(still_shots.examples("train"))
@@ -150,20 +166,22 @@ def test_augmentation_depends_on_the_generator_alone():
     source = upstream(data_with(), model_options()).train
     one, again = source.load(5, np.random.default_rng(3)), source.load(5, np.random.default_rng(3))
     assert np.array_equal(one["image"], again["image"])
-    images = {source.load(5, np.random.default_rng(seed))["image"].tobytes() for seed in range(60)}
-    assert len(images) == 9
+    images = {source.load(5, np.random.default_rng(seed))["image"].tobytes() for seed in range(250)}
+    assert len(images) == 25
 
 
 def test_the_hash_knows_what_determines_an_example():
     base = upstream(data_with(), model_options())
     hashes = [base.train.content_hash, base.validation.content_hash,
               the_task().examples("train").content_hash, the_task().examples("test").content_hash]
-    for changes in ({"augment": "none"}, {"rotations": 1}, {"upstream_classes": (0, 1, 2)}):
+    for changes in ({"augment": "none"}, {"canvas": 16}, {"rotations": 1},
+                    {"upstream_classes": (0, 1, 2)}):
         hashes.append(upstream(data_with(**changes), model_options()).train.content_hash)
-    digits = load_digits()
+    digits, everything = load_digits(), {"classes": (0, 1), "share": (0.0, 1.0), "canvas": 8,
+                                         "tokens_per_example": 1}
     brighter = dataclasses.replace(digits, pixels=np.minimum(digits.pixels + 1, 16))
-    hashes.append(make_source(brighter, (0, 1), (0.0, 1.0), tokens_per_example=1).content_hash)
-    hashes.append(make_source(digits, (0, 1), (0.0, 1.0), tokens_per_example=1).content_hash)
+    hashes.append(make_source(brighter, **everything).content_hash)
+    hashes.append(make_source(digits, **everything).content_hash)
     assert len(set(hashes)) == len(hashes)
     assert base.train.content_hash == upstream(data_with(), model_options()).train.content_hash
 
@@ -172,7 +190,7 @@ def test_the_baseline_is_the_pixels_in_order():
     task = the_task()
     pixels = task.baseline("test")
     examples = examples_of(task.examples("test"))
-    assert pixels.shape == (len(examples), 64)
+    assert pixels.shape == (len(examples), 144)
     assert np.array_equal(pixels, [example["image"].ravel() for example in examples])
 
 
@@ -193,7 +211,8 @@ def test_accuracy_by_hand():
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"source": "digit"}, ["source is unknown", "did you mean digits"]),
-    ({"augment": "flip"}, ["augment is unknown", "none, shift"]),
+    ({"augment": "flip"}, ["augment is unknown", "none, place"]),
+    ({"canvas": 7}, ["canvas is smaller", "7", "at least 8"]),
     ({"rotations": 2}, ["rotations is unknown", "1, 4"]),
     ({"upstream_classes": (0, 10)}, ["upstream_classes", "has not", "10"]),
     ({"transfer_classes": (5, -1)}, ["transfer_classes", "has not", "-1"]),

@@ -10,7 +10,7 @@ from deepnarrow.plugins import registry
 from deepnarrow_vision_vit.options import default_options
 from deepnarrow_vision_vit.presets import PRESETS
 
-# Parameters of big_vision.models.vit.Model(num_classes, variant, pool_type) on 224 x 224 x 3 images,
+# Parameters of big_vision.models.vit.Model(num_classes, variant, pool_type) on a 224 x 224 image,
 # counted by jax.eval_shape on a checkout of google-research/big_vision at commit 0127fb6: pool_type
 # gap, tok and map, each without and with a head of 1000 classes. Patches of 16 up to L, else 14.
 BIG_VISION = {

@@ -25,7 +25,7 @@ from deepnarrow.report.tables import Curve
 
 Spec = dict[str, Any]  # of Vega-Lite
 FRONT_SIZE = (292, 208)  # pixels of the plot area: width, height
-CURVE_SIZE = (430, 230)
+CURVE_SIZE = (352, 210)
 MAX_POINTS = 200  # of a front, drawn; the front itself always is
 MAX_CURVES = 21
 MAX_STEPS = 160  # points of a curve, drawn
@@ -181,8 +181,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     step = 10.0 ** math.floor(math.log10(high - low)) / 2
     while (high - low) / step > 5:
         step *= 2
-    first = math.ceil(low / step)
-    return [float(f"{i * step:.6g}") for i in range(first, math.floor(high / step) + 1)]
+    multiples = range(math.ceil(low / step), math.floor(high / step) + 1)
+    ticks = [float(f"{i * step:.6g}") for i in multiples]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def place_labels(
@@ -247,7 +248,7 @@ def curve_chart(curves: Sequence[Curve], name: str) -> Spec:
     colors = [COLORS[i % len(COLORS)] for i in range(len(labels))]
     dashes = [DASHES[i // len(COLORS)] for i in range(len(labels))]
     by_label = {"field": "label", "type": "nominal", "legend": {
-        "orient": "bottom", "title": None, "columns": 3, "symbolType": "stroke",
+        "orient": "bottom", "title": None, "columns": 2, "symbolType": "stroke",
         "symbolStrokeWidth": 2.5, "symbolSize": 220, "labelLimit": 150}}
     few = len(rows) <= 12 * len(shown)
     return {
@@ -317,7 +318,7 @@ def to_svg(chart: Spec, label: str) -> str:
     width = root.attrib.pop("width")
     root.attrib.pop("height")
     root.attrib.update({"role": "img", "aria-label": text.plain(label),
-                        "style": f"width:100%;max-width:{width}px"})
+                        "style": f"width:100%;max-width:{round(1.2 * float(width))}px"})
     for element in root.iter():
         if element.get("aria-roledescription") == "point":
             ET.SubElement(element, "title").text = element.get("aria-label")

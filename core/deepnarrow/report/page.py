@@ -78,7 +78,7 @@ def slug(name: str) -> str:
     """Returns a file name for `name`: itself if plain, else marked so that no two names meet.
 
     >>> slug("vision_vit"), slug("../x")
-    ('vision_vit', 'x-04aafd22')
+    ('vision_vit', 'x-d6b96a97')
     """
     if re.fullmatch(r"[a-z0-9_-]{1,60}", name):
         return name
@@ -267,9 +267,10 @@ def _pair(pretrained: Quality | None, untrained: Quality | None) -> str:
 
 
 def _shapes(rows: Sequence[ShapeRow]) -> str:
-    names = sorted({name for row in rows for name in row.qualities}, key=quality_order)
-    costs = ("params_total", *FRONT_COSTS, "flops_train_total")
-    head = ["Shape", "Layers", "d_model", "d_ff", "Heads x d_kv",
+    names = sorted({name for row in rows for name in row.qualities
+                    if name.startswith("upstream/")}, key=quality_order)
+    costs = ("params_total", *FRONT_COSTS)
+    head = ["Shape", "Layers", "d_model", "d_ff", "Heads × d_kv",
             *(text.COST_TITLES[cost] for cost in costs), "Seeds",
             *(text.quality_title(name) for name in names)]
     cells = [[escape(row.label, 60), *_size(row.shape),
@@ -283,7 +284,7 @@ def _size(shape: Mapping[str, object]) -> list[str]:
     layers = f"{encoder} + {decoder}" if decoder else f"{encoder}"
     return [escape(value) for value in (
         layers, shape.get("d_model"), shape.get("d_ff"),
-        f"{shape.get('num_heads')} x {shape.get('d_kv')}")]
+        f"{shape.get('num_heads')} × {shape.get('d_kv')}")]
 
 
 def _seeds(row: ShapeRow) -> str:
@@ -312,7 +313,8 @@ def _runs(trials: Sequence[Record]) -> str:
             escape(machine(trial), 60)])
     if not rows:
         return '<section><h2>Runs</h2><p class="empty">No runs.</p></section>'
-    return f"<section><h2>Runs</h2>{_table(head, rows, total=len(trials))}</section>"
+    table = _table(head, rows, text_columns=4, total=len(trials))
+    return f"<section><h2>Runs</h2>{table}</section>"
 
 
 def _run_value(values: Mapping[str, float | None], metric: str) -> str:
@@ -330,7 +332,8 @@ def _notes(trials: Sequence[Record]) -> str:
                    f"{' ...' if len(values) > 10 else ''}</dd>" for name, values in facts if values)
     return ('<section class="how"><h2>How to read this</h2><ul>'
             "<li>Filled points and the stepped line are the Pareto front; open points are "
-            "dominated. Hover over a point for its numbers.</li>"
+            "dominated. Hover over a point for its name and numbers; a name without room beside "
+            "its point is left out.</li>"
             "<li>± and error bars: one sample standard deviation over training seeds; none where "
             "there is one seed. The front is drawn from the means, so shapes closer than their "
             "spread may trade places.</li>"

@@ -21,7 +21,7 @@ def plain(text: object, limit: int = 200) -> str:
     >>> plain("\\x1b[31mred\\x1b[0m\\nnext")
     'red next'
     >>> plain("base-nl32-ff4096-kv64", limit=12)
-    'base-nl…kv64'
+    'base-nl3…v64'
     """
     # The limit comes first too, so that a text of megabytes costs nothing.
     raw = _ANSI.sub("", _middle(str(text), 20 * limit))
@@ -93,7 +93,8 @@ def cost(name: str, value: float | None) -> str:
         return seconds(value)
     if name == "peak_bytes":
         shown = count(value)
-        return shown if shown == NONE else re.sub(r"([kMGTP]?)$", r" \1B", shown)
+        number = shown.rstrip("kMGTP")
+        return shown if shown == NONE else f"{number} {shown[len(number) :]}B"
     return count(value, "B" if name.startswith("params") else "G")
 
 

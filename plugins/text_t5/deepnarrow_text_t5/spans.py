@@ -117,4 +117,5 @@ def corrupt(
     later[starts] = False  # the rest of a span leaves no trace in the inputs
     noise = tokens[mask]
     targets = np.insert(noise, np.searchsorted(np.flatnonzero(mask), starts), sentinels)
-    return np.append(inputs[~later], eos_id), np.append(targets, eos_id)
+    end = np.array([eos_id], tokens.dtype)
+    return np.concatenate([inputs[~later], end]), np.concatenate([targets, end])

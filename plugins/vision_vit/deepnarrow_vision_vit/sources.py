@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 WHERE = "vision_vit data"
-AUGMENTATIONS = ("none", "shift")
+AUGMENTATIONS = ("none", "place")
 ROTATIONS = (1, 4)
 
 # Split name -> the half-open share of [0, 1) that an image's hash must fall into.
@@ -42,7 +42,10 @@ def default_data_options() -> ConfigDict:
       transfer_classes: labels of the transfer task; none of them upstream's.
       rotations: 4 makes each upstream image turned by 0, 90, 180 and 270 degrees a class of its own
         (four times the classes, as Santoro et al. 2016 do for few-shot learning); 1 leaves it.
-      augment: of upstream's training images: `shift` (by -1, 0 or 1 pixels each way) or `none`.
+      canvas: side of the empty square, in pixels, on which each image lies at a place hashed from
+        it, upstream and in transfer (as in translated MNIST); the images' own side for none.
+      augment: `place` lays upstream's training images elsewhere each time they are read; `none`
+        leaves them.
     """
     from ml_collections import ConfigDict
 
@@ -51,7 +54,8 @@ def default_data_options() -> ConfigDict:
         "upstream_classes": (0, 1, 2, 3, 4),
         "transfer_classes": (5, 6, 7, 8, 9),
         "rotations": 4,
-        "augment": "shift",
+        "canvas": 12,
+        "augment": "place",
     }).lock()
 
 
@@ -90,11 +94,12 @@ class Images:
         return digest.hexdigest()
 
     @functools.cached_property
-    def shares(self) -> np.ndarray:
-        """float64 [n] in [0, 1): from each image's own bytes, so equal images share a split."""
-        def share(pixels: np.ndarray) -> float:
-            return int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:6], "big") / 2**48
-        return np.array([share(p) for p in self.pixels])
+    def hashed(self) -> np.ndarray:
+        """float64 [n, 3] in [0, 1), from each image's own bytes: its split, its row, its column."""
+        digests = [hashlib.sha256(pixels.tobytes()).digest()[:24] for pixels in self.pixels]
+        # 3 numbers of 64 bits an image, of which a float64 holds the upper 53.
+        numbers = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 3)  # [n * 3] -> [n, 3]
+        return (numbers >> np.uint64(11)) / 2.0**53
 
 
 @functools.cache
@@ -118,8 +123,8 @@ def open_images(data_options: ConfigDict) -> Images:
     """Returns the images of `data_options.source` and checks the other options against them.
 
     Raises:
-      InputError: an unknown source or augmentation, a class that the source has not, a class twice
-        or both upstream and in transfer, or fewer than 2 classes.
+      InputError: an unknown source or augmentation, a canvas too small, a class that the source has
+        not, a class twice or both upstream and in transfer, or fewer than 2 classes.
     """
     name = data_options.source
     if name not in SOURCES:
@@ -130,6 +135,9 @@ def open_images(data_options: ConfigDict) -> Images:
     check_choice(WHERE, "augment", data_options.augment, AUGMENTATIONS)
     check_choice(WHERE, "rotations", data_options.rotations, ROTATIONS)
     images = SOURCES[name]()
+    if data_options.canvas < images.size:
+        raise InputError(WHERE, "canvas is smaller than the images", got=data_options.canvas,
+                         expected=f"at least {images.size}")
     known = sorted(set(images.labels.tolist()))
     for option in ("upstream_classes", "transfer_classes"):
         _check_classes(option, classes_of(data_options, option), known)
@@ -159,39 +167,42 @@ def _check_classes(option: str, classes: tuple[int, ...], known: list[int]) -> N
 
 
 def make_source(
-    images: Images, classes: tuple[int, ...], share: tuple[float, float], *,
+    images: Images, classes: tuple[int, ...], share: tuple[float, float], *, canvas: int,
     tokens_per_example: int, rotations: int = 1, augment: str = "none",
 ) -> Source:
     """Returns the images of `classes` whose hash falls into `share`, as examples.
 
-    An example is `{"image": float32 [size, size, channels] in [-1, 1], "label": int32}`. Example
-    `rotations * i + r` is image i after r quarter turns, with the label
+    An example is `{"image": float32 [canvas, canvas, channels] in [-1, 1], "label": int32}`.
+    Example `rotations * i + r` is image i after r quarter turns, with the label
     `rotations * (position of its class in classes) + r`.
 
     Args:
       images: where the examples come from.
       classes: labels of `images` to keep.
-      share: half-open interval of [0, 1), see `Images.shares`.
+      share: half-open interval of [0, 1), see `Images.hashed`.
+      canvas: side of the square that the image lies on, in pixels.
       tokens_per_example: see `Source`.
       rotations: quarter turns that make an image another class, itself among them.
-      augment: `none`, or `shift`: by -1, 0 or 1 pixels each way, drawn from the stream's generator.
+      augment: where the image lies: `none` for a place hashed from it, `place` for one drawn from
+        the stream's generator.
     """
     low, high = share
-    chosen = np.isin(images.labels, classes) & (images.shares >= low) & (images.shares < high)
-    rows = np.flatnonzero(chosen)
+    split, place = images.hashed[:, 0], images.hashed[:, 1:]
+    rows = np.flatnonzero(np.isin(images.labels, classes) & (split >= low) & (split < high))
     pixels = images.pixels[rows]
+    places = canvas - images.size + 1
+    fixed = (place[rows] * places).astype(np.int64)  # [n, 2]: rows above, columns to the left
     kinds = np.array([classes.index(label) for label in images.labels[rows].tolist()], np.int32)
     # [n] -> [n, rotations] -> [n * rotations]
     labels = (rotations * kinds[:, None] + np.arange(rotations, dtype=np.int32)).reshape(-1)
 
     def load(index: int, rng: np.random.Generator) -> Example:
         row, turns = divmod(index, rotations)
-        image = np.rot90(pixels[row], turns)
-        if augment == "shift":
-            image = shift(image, *(int(s) for s in rng.integers(-1, 2, size=2)))
+        above, left = rng.integers(places, size=2) if augment == "place" else fixed[row]
+        image = lay(np.rot90(pixels[row], turns), canvas, int(above), int(left))
         return {"image": scale(image, images.white), "label": labels[index]}
 
-    facts = json.dumps([images.content_hash, classes, share, rotations, augment])
+    facts = json.dumps([images.content_hash, classes, share, canvas, rotations, augment])
     return Source(
         num_examples=len(labels), load=load, labels=lambda: labels,
         content_hash=hashlib.sha256(facts.encode()).hexdigest(),
@@ -208,14 +219,13 @@ def scale(pixels: np.ndarray, white: int) -> np.ndarray:
     return pixels.astype(np.float32) * np.float32(2 / white) - np.float32(1)
 
 
-def shift(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Moves an image [h, w, c] by whole pixels; what comes in at the border is 0.
+def lay(pixels: np.ndarray, canvas: int, above: int, left: int) -> np.ndarray:
+    """Lays an image [h, w, c] on an empty square: zeros [canvas, canvas, c].
 
-    >>> shift(np.array([[1, 2], [3, 4]])[..., None], down=1, right=-1)[..., 0].tolist()
-    [[0, 0], [2, 0]]
+    >>> lay(np.array([[1, 2], [3, 4]])[..., None], canvas=3, above=1, left=0)[..., 0].tolist()
+    [[0, 0, 0], [1, 2, 0], [3, 4, 0]]
     """
-    height, width, _ = pixels.shape
-    moved = np.zeros_like(pixels)
-    moved[max(down, 0):height + min(down, 0), max(right, 0):width + min(right, 0)] = (
-        pixels[max(-down, 0):height + min(-down, 0), max(-right, 0):width + min(-right, 0)])
-    return moved
+    height, width, channels = pixels.shape
+    square = np.zeros((canvas, canvas, channels), pixels.dtype)
+    square[above:above + height, left:left + width] = pixels
+    return square

@@ -13,7 +13,6 @@ from deepnarrow.modality import Metric, Scores, Source, Task, Upstream
 from deepnarrow_vision_vit.sources import (
     TRANSFER_SPLITS,
     UPSTREAM_SPLITS,
-    Splits,
     classes_of,
     make_source,
     open_images,
@@ -30,15 +29,18 @@ def upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
     """
     images = open_images(data_options)
     classes = classes_of(data_options, "upstream_classes")
-    tokens = _tokens(images.size, options)
+    canvas: int = data_options.canvas
     rotations: int = data_options.rotations
-    train = make_source(images, classes, UPSTREAM_SPLITS["train"], tokens_per_example=tokens,
-                        rotations=rotations, augment=data_options.augment)
-    validation = make_source(images, classes, UPSTREAM_SPLITS["validation"],
-                             tokens_per_example=tokens, rotations=rotations)
+    tokens = _tokens(canvas, options)
+
+    def source(split: str, augment: str) -> Source:
+        return make_source(images, classes, UPSTREAM_SPLITS[split], canvas=canvas,
+                           tokens_per_example=tokens, rotations=rotations, augment=augment)
+
     return Upstream(
-        train=train, validation=validation, metric=Metric("loss", "min"),
-        options={"image_size": images.size, "channels": images.channels,
+        train=source("train", data_options.augment), validation=source("validation", "none"),
+        metric=Metric("loss", "min"),
+        options={"image_size": canvas, "channels": images.channels,
                  "num_classes": rotations * len(classes)},
     )
 
@@ -55,18 +57,18 @@ def _new_classes(data_options: ConfigDict, options: ConfigDict) -> Task:
 
     @functools.cache
     def examples(split: str) -> Source:
-        images = open_images(data_options)
+        if split not in TRANSFER_SPLITS:
+            raise InputError(f"task {name!r}", "no such split", got=split,
+                             expected=f"one of {', '.join(TRANSFER_SPLITS)}")
         # Never augmented: the probe's shots are these images, and its raw pixels too.
-        return make_source(images, classes, _share(name, split, TRANSFER_SPLITS),
-                           tokens_per_example=_tokens(images.size, options))
+        canvas: int = data_options.canvas
+        return make_source(open_images(data_options), classes, TRANSFER_SPLITS[split],
+                           canvas=canvas, tokens_per_example=_tokens(canvas, options))
 
     def baseline(split: str) -> np.ndarray:
-        images = open_images(data_options)
-        source = make_source(images, classes, _share(name, split, TRANSFER_SPLITS),
-                             tokens_per_example=1)
-        still = np.random.default_rng(0)
-        pixels = [source.load(i, still)["image"].reshape(-1) for i in range(source.num_examples)]
-        return np.stack(pixels)  # n x [size * size * channels] -> [n, size * size * channels]
+        source, unused = examples(split), np.random.default_rng(0)
+        pixels = [source.load(i, unused)["image"].ravel() for i in range(source.num_examples)]
+        return np.stack(pixels)  # n x [pixels] -> [n, pixels]
 
     return Task(
         name=name, kinds=frozenset({"few_shot", "fine_tune"}), examples=examples,
@@ -87,13 +89,6 @@ def score_accuracy(predictions: np.ndarray, labels: np.ndarray) -> Scores:
     """
     correct = (predictions.argmax(axis=-1) == labels).astype(np.float64)  # [n, classes] -> [n]
     return Scores({"accuracy": float(correct.mean())}, correct)
-
-
-def _share(name: str, split: str, splits: Splits) -> tuple[float, float]:
-    if split not in splits:
-        raise InputError(f"task {name!r}", "no such split", got=split,
-                         expected=f"one of {', '.join(splits)}")
-    return splits[split]
 
 
 def _tokens(image_size: int, options: ConfigDict) -> int:
