@@ -1,22 +1,70 @@
-"""Quickstart: deep-narrow against shallow-wide in text and vision, on real data, in minutes.
+"""Quickstart: deep-narrow against shallow-wide, in text and vision, on real data, in minutes.
 
     deepnarrow study configs/quickstart.py --workdir runs/quickstart
-
-Text: a T5 pre-trained by span corruption on the docstrings of the Python standard library, then
-transferred to naming the package a docstring comes from (labels by the standard library's authors).
-Vision: a ViT pre-trained on five of scikit-learn's handwritten digit classes, transferred to the
-other five. No network; the corpus, its vocabulary and compiled programs are cached at first use.
 """
 
 from ml_collections import ConfigDict
 
-TEXT_SHAPES = ("mu", "mu-nl6", "mu-nl1-ff1k", "mu-nl2-dm96")
-VISION_SHAPES = ("mu-nl4", "mu-nl8", "mu-nl2", "mu-nl2-dm96")
+# Each modality: a reference, a deep-narrow and a shallow-wide shape of nearly its cost, and a larger
+# one. Same notation, same meaning in both.
+TEXT_SHAPES = (
+    "tiny-nl2-dm64-ff256-kv16",  # reference
+    "tiny-nl4-dm48-ff192-kv12",  # deep and narrow
+    "tiny-nl1-dm96-ff384-kv24",  # shallow and wide
+    "tiny-nl4-dm64-ff256-kv16",  # twice the reference's depth
+)
+VISION_SHAPES = (
+    "tiny",  # reference: 4 layers, d_model 64
+    "tiny-nl8-dm48-ff192-kv12",
+    "tiny-nl2-dm96-ff384-kv24",
+    "tiny-nl8",
+)
 
 
 def get_config() -> ConfigDict:
-    """Four shapes a modality, two seeds, upstream, few-shot and fine-tuning."""
-    config = ConfigDict()
-    config.name = "quickstart"
-    config.seeds = (0, 1)
-    return config
+    """Two modalities x four shapes x two seeds."""
+    return ConfigDict({
+        "name": "quickstart",
+        "seeds": (0, 1),
+        "run": {"log_every": 20, "checkpoint_every": 200},
+        "modalities": {"text_t5": text(), "vision_vit": vision()},
+    })
+
+
+def text() -> dict:
+    """T5 on the docstrings of the Python standard library; transfer: which package is it from?"""
+    adafactor = {"name": "adafactor", "learning_rate": 0.03, "schedule": "inverse_sqrt",
+                 "warmup_steps": 50}
+    return {
+        "shapes": TEXT_SHAPES,
+        "protocol": {
+            "batch_size": 32,
+            "budget": {"kind": "examples", "amount": 32 * 200},
+            "optimizer": adafactor,
+            "few_shot": {"tasks": ("stdlib_module",), "shots": (5, 10, 25), "seeds": 3},
+            "fine_tune": {
+                "tasks": ("stdlib_module",), "examples": 32 * 60, "batch_size": 32,
+                "optimizer": {"name": "adafactor", "learning_rate": 0.02, "schedule": "constant"},
+            },
+        },
+    }
+
+
+def vision() -> dict:
+    """ViT on five classes of scikit-learn's handwritten digits; transfer: the other five."""
+    return {
+        "shapes": VISION_SHAPES,
+        "options": {"patch_size": 2},
+        "protocol": {
+            "batch_size": 128,
+            "budget": {"kind": "examples", "amount": 128 * 300},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
+                          "warmup_steps": 30, "weight_decay": 1e-4, "clip_norm": 1.0},
+            "few_shot": {"tasks": ("digits_new_classes",), "shots": (1, 5, 10), "seeds": 3},
+            "fine_tune": {
+                "tasks": ("digits_new_classes",), "examples": 64 * 60, "batch_size": 64,
+                "optimizer": {"name": "adamw", "learning_rate": 3e-4, "schedule": "cosine",
+                              "warmup_steps": 10},
+            },
+        },
+    }

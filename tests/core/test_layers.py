@@ -163,17 +163,42 @@ def test_flops_by_component_by_hand():
     }
 
 
-def residual_floats(role, options):
-    """Floats an example that JAX keeps for the backward pass, besides the parameters."""
+def floats_kept(role, options):
+    """Floats an example that JAX keeps for the backward pass: what one more example adds."""
     stack, params, x, kwargs = inputs(role, options)
-    kwargs = {k: v for k, v in kwargs.items() if "mask" not in k}
 
-    def pullback(params, x):
-        return jax.vjp(lambda params, x: stack.apply(params, x, **kwargs).x, params, x)[1]
+    def pullback(params, x, context):
+        return jax.vjp(lambda p, x, c: stack.apply(p, x, context=c).x, params, x, context)[1]
 
-    kept = jax.tree.leaves(jax.eval_shape(pullback, params, x))
-    total = sum(leaf.size for leaf in kept if leaf.dtype == jnp.float32)
-    return (total - sum(leaf.size for leaf in jax.tree.leaves(params))) / BATCH
+    totals = []
+    for batch in (1, 2):
+        kept = jax.eval_shape(pullback, params, x[:batch], kwargs.get("context", x)[:batch]
+                              if options.context_length else None)
+        totals.append(sum(a.size for a in jax.tree.leaves(kept) if a.dtype == jnp.float32))
+    return totals[1] - totals[0]
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_activations_are_what_jax_keeps(name):
+    role, options = SETUPS[name]
+    costs = make_stack(SHAPE, role, LENGTH, options).count()
+    counted = costs.activation_floats + sum(term.activation_floats for term in costs.flops)
+    # The final norm's output is kept by whoever reads it; here that is the context's reader.
+    outside = (LENGTH - (options.context_length or 0)) * SHAPE.d_model
+    # Counted for any activation and any bias, yet ReLU needs only the sign of its input (and one
+    # block of zeros a stack, which JAX's rule for it makes), and a sum needs neither of its parts.
+    layers = 3 if role == "encoder" else 2
+    relu = (layers - 1) * LENGTH * SHAPE.d_ff if options.activation == "relu" else 0
+    bias = SHAPE.num_heads * LENGTH**2 if options.relative_buckets else 0
+    assert floats_kept(role, options) == counted - outside - relu - bias
+
+
+def test_remat_keeps_less():
+    kept = {remat: floats_kept("encoder", dataclasses.replace(VIT, remat=remat))
+            for remat in ("none", "dots", "full")}
+    assert kept["full"] < kept["dots"] < kept["none"]
+    # `full` leaves the input of each layer and of the final norm.
+    assert kept["full"] == (3 + 1) * LENGTH * SHAPE.d_model
 
 
 # --- initial values -------------------------------------------------------------------------------
@@ -418,14 +443,6 @@ def test_dropout_bits_depend_on_the_index_and_the_key_only():
     bits = hashed_bits(key, (6, 4))
     np.testing.assert_array_equal(bits.reshape(-1), hashed_bits(key, (24,)))
     np.testing.assert_array_equal(bits.reshape(-1)[:7], hashed_bits(key, (7,)))
-
-
-def test_remat_keeps_less_and_without_it_what_the_ledger_counts():
-    kept = {remat: residual_floats("encoder", dataclasses.replace(VIT, remat=remat))
-            for remat in ("none", "dots", "full")}
-    assert kept["full"] < kept["dots"] < kept["none"]
-    # With `full`, only each layer's input is left (and the final norm's few arrays).
-    assert kept["full"] < (3 + 4) * LENGTH * SHAPE.d_model
 
 
 def count_equations(jaxpr):

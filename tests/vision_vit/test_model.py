@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import doctest
 import importlib
 import math
@@ -35,11 +34,7 @@ def options_with(**changes):
 
 
 def build(shape=SHAPE, **changes):
-    """A model whose functions are jitted: operation by operation, compiling takes far longer."""
-    model = make_model(VIT, TRANSFORMER, shape, options_with(**changes))
-    return dataclasses.replace(
-        model, init=jax.jit(model.init), loss=jax.jit(model.loss, static_argnames="train"),
-        features=jax.jit(model.features), predict=jax.jit(model.predict))
+    return make_model(VIT, TRANSFORMER, shape, options_with(**changes))
 
 
 def make_batch(size=4, seed=0):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -107,12 +109,23 @@ def attention_weights(
 
     A query that sees no key at all gets weights of 0, not a mean over what it must not see.
     """
-    if bias is not None:
-        scores += bias
+    return _softmax(scores if bias is None else scores + bias, mask)
+
+
+@jax.custom_jvp
+def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask is None:
         return jax.nn.softmax(scores)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return jnp.where(mask, jax.nn.softmax(scores), 0.0)
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """Keeps one attention map for the backward pass, the weights; plain autodiff keeps two."""
+    weights = _softmax(*primals)
+    moved = weights * tangents[0]
+    return weights, moved - weights * jnp.sum(moved, axis=-1, keepdims=True)
 
 
 def attention_mask(

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from deepnarrow.layers.linear import Projection, dropout
+from deepnarrow.layers.linear import Projection, dropout, recomputed
 from deepnarrow.modality import Key, StackOptions
 from deepnarrow.shape import Shape
 
@@ -36,6 +36,6 @@ class MLP(nnx.Module):
     ) -> Float[Array, "... d_model"]:
         """Applies the MLP to every position; `key` feeds dropout, None for none."""
         x = self.wi(x)  # [..., d_model] -> [..., d_ff]
-        x = jax.nn.relu(x) if self.activation == "relu" else jax.nn.gelu(x, approximate=True)
+        x = jax.nn.relu(x) if self.activation == "relu" else recomputed(jax.nn.gelu)(x)
         x = dropout(x, self.dropout_rate, key)
         return self.wo(x)  # [..., d_ff] -> [..., d_model]

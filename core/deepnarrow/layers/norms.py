@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from deepnarrow.layers.linear import recomputed
 from deepnarrow.modality import StackOptions
 
 
@@ -23,9 +24,12 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
         """Normalises the last axis; the result has the compute dtype."""
-        x = x.astype(jnp.float32)
-        x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (x * self.scale[...]).astype(self.dtype)
+
+        def normalize(x: jax.Array, scale: jax.Array) -> jax.Array:
+            x = x.astype(jnp.float32)
+            return (_unit_rms(x, self.eps) * scale).astype(self.dtype)
+
+        return recomputed(normalize)(x, self.scale[...])
 
 
 class LayerNorm(nnx.Module):
@@ -43,13 +47,20 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
         """Normalises the last axis; the result has the compute dtype."""
-        x = x.astype(jnp.float32)
-        x -= jnp.mean(x, axis=-1, keepdims=True)
-        x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+        def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            x = x.astype(jnp.float32)
+            x -= jnp.mean(x, axis=-1, keepdims=True)
+            return (_unit_rms(x, self.eps) * scale + bias).astype(self.dtype)
+
+        return recomputed(normalize)(x, self.scale[...], self.bias[...])
 
 
 def make_norm(features: int, options: StackOptions) -> RMSNorm | LayerNorm:
     """Returns the norm that `options` ask for, over `features`."""
     norm = RMSNorm if options.norm == "rms" else LayerNorm
     return norm(features, eps=options.norm_eps, dtype=options.compute_dtype)
+
+
+def _unit_rms(x: jax.Array, eps: float) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)

@@ -307,7 +307,7 @@ def _runs(trials: Sequence[Record]) -> str:
         error = trial.environment.get("error")
         status = f'<span class="{trial.status}">{trial.status}</span>{_sub(error or "")}'
         rows.append([
-            escape(f"{trial.architecture} {trial.name}", 80), escape(trial.modality),
+            escape(trial.name, 60) + _sub(trial.architecture), escape(trial.modality),
             str(trial.seed), status, *(_run_value(values, metric) for metric in upstream),
             *(text.cost(cost, trial.costs.get(cost)) for cost in costs),
             escape(machine(trial), 60)])

@@ -77,8 +77,8 @@ def upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
 def span_source(texts: Sequence[str], data: TextData, *, fixed: bool) -> Source:
     """Returns span corruption of `texts`: one element a segment of `lengths.raw` tokens.
 
-    The documents lie end to end, each followed by EOS, in an order that their hash decides; what is
-    left after the last whole segment is dropped.
+    The documents lie end to end, each followed by EOS, in the order of `texts`: a docstring beside
+    its neighbours in the source. What is left after the last whole segment is dropped.
 
     Args:
       texts: the documents.
@@ -106,9 +106,7 @@ def _packed(texts: tuple[str, ...], vocabulary: Vocabulary) -> np.ndarray:
     key = digest([vocabulary.content_hash, *texts])
 
     def make() -> bytes:
-        # Neighbouring docstrings of one file are alike; a segment should not be all of one kind.
-        ordered = sorted(texts, key=lambda text: digest([text]))
-        ids = [token for one in vocabulary.encode_all(ordered) for token in (*one, EOS_ID)]
+        ids = [token for one in vocabulary.encode_all(texts) for token in (*one, EOS_ID)]
         return np.array(ids, np.int32).tobytes()
 
     return np.frombuffer(cached("tokens", key, make), np.int32)
