@@ -5,8 +5,8 @@
 
 from ml_collections import ConfigDict
 
-# Each modality: a reference, a deep-narrow and a shallow-wide shape of nearly its cost, and a larger
-# one. Same notation, same meaning in both.
+# Each modality: a reference, a deep-narrow and a shallow-wide shape of nearly its cost, and one of
+# twice its depth. Same notation, same meaning in both.
 TEXT_SHAPES = (
     "tiny-nl2-dm64-ff256-kv16",  # reference
     "tiny-nl4-dm48-ff192-kv12",  # deep and narrow
@@ -54,16 +54,16 @@ def vision() -> dict:
     """ViT on five classes of scikit-learn's handwritten digits; transfer: the other five."""
     return {
         "shapes": VISION_SHAPES,
-        "options": {"patch_size": 2},
+        "options": {"patch_size": 4, "pool_type": "tok"},
         "protocol": {
             "batch_size": 128,
-            "budget": {"kind": "examples", "amount": 128 * 300},
-            "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
-                          "warmup_steps": 30, "weight_decay": 1e-4, "clip_norm": 1.0},
+            "budget": {"kind": "examples", "amount": 128 * 600},
+            "optimizer": {"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine",
+                          "warmup_steps": 60, "weight_decay": 1e-4, "clip_norm": 1.0},
             "few_shot": {"tasks": ("digits_new_classes",), "shots": (1, 5, 10), "seeds": 3},
             "fine_tune": {
-                "tasks": ("digits_new_classes",), "examples": 64 * 60, "batch_size": 64,
-                "optimizer": {"name": "adamw", "learning_rate": 3e-4, "schedule": "cosine",
+                "tasks": ("digits_new_classes",), "examples": 64 * 100, "batch_size": 64,
+                "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
                               "warmup_steps": 10},
             },
         },

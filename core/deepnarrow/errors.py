@@ -1,4 +1,4 @@
-"""Errors are part of the interface: each names the thing, the value, what is allowed, the remedy."""
+"""Errors are part of the interface: each names the thing, its value, what is allowed, a remedy."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from deepnarrow.errors import NotApplicable
 from deepnarrow.shape import Preset, Shape
 
 if TYPE_CHECKING:
@@ -125,6 +124,21 @@ class Costs:
         )
 
 
+def axes_tree(arrays: Sequence[ParamArray]) -> dict[str, Any]:
+    """Returns the tree of logical axes that belongs to `arrays`: a model's `param_axes`.
+
+    >>> axes_tree([ParamArray(("mlp", "wi"), (8, 32), ("embed", "mlp"), "mlp")])
+    {'mlp': {'wi': ('embed', 'mlp')}}
+    """
+    tree: dict[str, Any] = {}
+    for array in arrays:
+        node = tree
+        for name in array.path[:-1]:
+            node = node.setdefault(name, {})
+        node[array.path[-1]] = array.axes
+    return tree
+
+
 # --- architecture -----------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class StackOptions:
@@ -140,7 +154,8 @@ class StackOptions:
       relative_buckets: buckets of T5's relative position bias, 0 for none; a table a stack.
       relative_max_distance: beyond it all distances share a bucket.
       init: `t5` (Mesh TensorFlow's scaled normals) or `xavier` (big_vision's).
-      dropout_rate: on residual branches and MLP activations, when training.
+      dropout_rate: on residual branches, attention weights and MLP activations; training only.
+      final_dropout: dropout after the final norm too, as T5 does and ViT does not.
       compute_dtype: `float32` or `bfloat16`; parameters stay float32.
       remat: `none`, `full` or `dots`: what the backward pass recomputes.
       scan: apply the layers by `jax.lax.scan` (compile time independent of depth) or unrolled.
@@ -158,6 +173,7 @@ class StackOptions:
     relative_max_distance: int = 128
     init: Literal["t5", "xavier"] = "xavier"
     dropout_rate: float = 0.0
+    final_dropout: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots"] = "none"
     scan: bool = True
@@ -435,87 +451,3 @@ class Modality:
     catalogue: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     suffix_option: str | None = None
     checkpoint_formats: Mapping[str, CheckpointFormat] = dataclasses.field(default_factory=dict)
-
-
-# --- assembling -------------------------------------------------------------------------------
-def build_stacks(
-    modality: Modality, architecture: Architecture, shape: Shape, options: ConfigDict
-) -> dict[str, Stack]:
-    """Has `architecture` fill every stack that `modality` needs for `shape`.
-
-    Raises:
-      NotApplicable: the architecture cannot serve one of the stacks.
-    """
-    stacks: dict[str, Stack] = {}
-    for spec in modality.stack_specs(shape, options):
-        stack_options = spec.options
-        if spec.context is not None:
-            stack_options = dataclasses.replace(
-                stack_options, context_length=stacks[spec.context].output_length
-            )
-        stacks[spec.role] = architecture.make_stack(shape, spec.role, spec.length, stack_options)
-    return stacks
-
-
-def _check_bound(modality: Modality, architecture: BoundArchitecture) -> None:
-    if architecture.modality != modality.name:
-        raise NotApplicable(f"architecture {architecture.name!r}", "is bound to another modality",
-                            got=modality.name, expected=architecture.modality)
-
-
-def make_model(
-    modality: Modality, architecture: AnyArchitecture, shape: Shape, options: ConfigDict
-) -> Model:
-    """Returns the model of `shape` in `modality`, built of `architecture`; imports JAX."""
-    if isinstance(architecture, BoundArchitecture):
-        _check_bound(modality, architecture)
-        return architecture.make_model(shape, options)
-    return modality.assemble(shape, options, build_stacks(modality, architecture, shape, options))
-
-
-def count_costs(
-    modality: Modality, architecture: AnyArchitecture, shape: Shape, options: ConfigDict
-) -> Costs:
-    """Returns the costs of that model in closed form, without JAX and without allocating.
-
-    `arrays` equals the tree of `jax.eval_shape(model.init, key)` path by path.
-    """
-    if isinstance(architecture, BoundArchitecture):
-        _check_bound(modality, architecture)
-        costs = architecture.count_costs(shape, options)
-    else:
-        costs = modality.count_frame(shape, options)
-        for role, stack in build_stacks(modality, architecture, shape, options).items():
-            costs += _under(role, stack.count())
-    return dataclasses.replace(
-        costs,
-        lengths={spec.role: spec.length for spec in modality.stack_specs(shape, options)},
-        remat=options.get("remat", "none"),
-        float_bytes=2 if options.get("compute_dtype") == "bfloat16" else 4,
-    )
-
-
-def _under(role: str, costs: Costs) -> Costs:
-    """Puts a stack's costs under its role: paths and components."""
-    return dataclasses.replace(
-        costs,
-        arrays=tuple(ParamArray((role, *a.path), a.shape, a.axes, f"{role}/{a.component}", a.active)
-                     for a in costs.arrays),
-        flops=tuple(dataclasses.replace(f, component=f"{role}/{f.component}")
-                    for f in costs.flops),
-    )
-
-
-def axes_tree(arrays: Sequence[ParamArray]) -> dict[str, Any]:
-    """Returns the tree of logical axes that belongs to `arrays`: a model's `param_axes`.
-
-    >>> axes_tree([ParamArray(("mlp", "wi"), (8, 32), ("embed", "mlp"), "mlp")])
-    {'mlp': {'wi': ('embed', 'mlp')}}
-    """
-    tree: dict[str, Any] = {}
-    for array in arrays:
-        node = tree
-        for name in array.path[:-1]:
-            node = node.setdefault(name, {})
-        node[array.path[-1]] = array.axes
-    return tree

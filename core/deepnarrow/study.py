@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deepnarrow.assemble import count_costs
 from deepnarrow.config import ModalityStudy, StudyConfig, resolve_options, to_json
 from deepnarrow.cost import CostSummary, summarize
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.files import WorkdirLock, write_json
-from deepnarrow.modality import Modality, Task, Upstream, count_costs
+from deepnarrow.modality import Modality, Task, Upstream
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
 from deepnarrow.protocol import Protocol

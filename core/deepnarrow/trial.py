@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepnarrow import environment
+from deepnarrow.assemble import make_model
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.config import StudyConfig, resolve_options
 from deepnarrow.data import eval_batches
 from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import write_json
-from deepnarrow.modality import AnyArchitecture, Metric, Scores, Task, make_model
+from deepnarrow.modality import AnyArchitecture, Metric, Scores, Task
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.store import Store
 from deepnarrow.train import Program, TrainResult, make_program, step_bytes, train
@@ -139,11 +140,13 @@ class UnitRunner:
         self, trial: Trial, architecture: AnyArchitecture, options: Any
     ) -> dict[str, FineTuneProgram]:
         stage, data = trial.protocol.fine_tune, self.data[trial.modality]
+        if stage is None:
+            return {}
         return {
             name: make_finetune(
                 data.modality, architecture, trial.shape.shape, options, data.tasks[name], stage
             )
-            for name in (stage.tasks if stage else ())
+            for name in stage.tasks
         }
 
     # --- stages --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepnarrow.assemble import count_costs
 from deepnarrow.cost import (
     CONVENTIONS,
     EMBEDDING_COMPONENTS,
@@ -14,15 +15,7 @@ from deepnarrow.cost import (
 )
 from deepnarrow.errors import InputError, ShapeError
 from deepnarrow.layers.transformer import TRANSFORMER
-from deepnarrow.modality import (
-    Costs,
-    FlopTerm,
-    Modality,
-    ParamArray,
-    StackOptions,
-    StackSpec,
-    count_costs,
-)
+from deepnarrow.modality import Costs, FlopTerm, Modality, ParamArray, StackOptions, StackSpec
 from deepnarrow.shape import Preset, Shape
 
 VOCAB, INPUTS, TARGETS = 1000, 96, 32

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from deepnarrow.assemble import make_model
 from deepnarrow.errors import InputError, NotApplicable
-from deepnarrow.modality import Source, make_model
+from deepnarrow.modality import Source
 from deepnarrow.protocol import FineTune, OptimizerConfig
 from deepnarrow.transfer.finetune import finetune, make_finetune, predict_all, task_labels
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepnarrow.assemble import make_model
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.data import TrainStream, eval_batches
 from deepnarrow.errors import InputError
-from deepnarrow.modality import LossOutput, Model, Source, make_model
+from deepnarrow.modality import LossOutput, Model, Source
 from deepnarrow.protocol import OptimizerConfig, RunOptions
 from deepnarrow.train import Meter, StepTimer, evaluate, make_program, train
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepnarrow.assemble import build_stacks, count_costs, make_model
 from deepnarrow.config import resolve_options
 from deepnarrow.cost import optimizer_bytes, summarize
-from deepnarrow.modality import axes_tree, build_stacks, count_costs, make_model
+from deepnarrow.modality import axes_tree
 from deepnarrow.ops import CORE_OPS, NamedShape, resolve
 from deepnarrow.optim import make_optimizer
 from deepnarrow.plugins import registry

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepnarrow.assemble import build_stacks, count_costs, make_model
 from deepnarrow.cost import summarize
 from deepnarrow.errors import InputError
 from deepnarrow.layers.transformer import TRANSFORMER
-from deepnarrow.modality import build_stacks, count_costs, make_model
 from deepnarrow.shape import Shape
 from deepnarrow_text_t5.convert import from_hugging_face, to_hugging_face
 from deepnarrow_text_t5.model import make_t5, negative_log_likelihood, shift_right

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from deepnarrow.assemble import count_costs
 from deepnarrow.cost import summarize
 from deepnarrow.errors import ShapeError
-from deepnarrow.modality import count_costs
 from deepnarrow.ops import resolve
 from deepnarrow.plugins import registry
 from deepnarrow_text_t5.options import default_options
@@ -137,7 +137,7 @@ def test_a_thousand_shapes_take_under_two_seconds_and_no_jax():
 import sys, time
 from deepnarrow.config import resolve_options
 from deepnarrow.cost import summarize
-from deepnarrow.modality import count_costs
+from deepnarrow.assemble import count_costs
 from deepnarrow.ops import resolve
 from deepnarrow.plugins import registry
 

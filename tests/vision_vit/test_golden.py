@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepnarrow.assemble import count_costs, make_model
 from deepnarrow.errors import InputError
 from deepnarrow.layers.transformer import TRANSFORMER
-from deepnarrow.modality import count_costs, make_model
 from deepnarrow.shape import Shape
 from deepnarrow_vision_vit.adapt import resample_position
 from deepnarrow_vision_vit.convert import flatten, from_big_vision, options_of, to_big_vision

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepnarrow.assemble import count_costs, make_model
 from deepnarrow.errors import InputError
 from deepnarrow.layers.transformer import TRANSFORMER
-from deepnarrow.modality import axes_tree, count_costs, make_model
+from deepnarrow.modality import axes_tree
 from deepnarrow.shape import Shape
 from deepnarrow_vision_vit.adapt import adapt, resample_position
 from deepnarrow_vision_vit.options import default_options, num_positions
@@ -294,7 +295,7 @@ def test_the_plugin_counts_without_jax():
     code = (
         "import sys\n"
         "from deepnarrow.layers.transformer import TRANSFORMER\n"
-        "from deepnarrow.modality import count_costs\n"
+        "from deepnarrow.assemble import count_costs\n"
         "from deepnarrow_vision_vit.plugin import deepnarrow_register_modalities\n"
         "vit = deepnarrow_register_modalities()[0]\n"
         "count_costs(vit, TRANSFORMER, vit.presets['B'].shape, vit.options)\n"

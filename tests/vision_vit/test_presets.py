@@ -2,9 +2,9 @@
 
 import pytest
 
+from deepnarrow.assemble import count_costs
 from deepnarrow.config import resolve_options
 from deepnarrow.cost import summarize
-from deepnarrow.modality import count_costs
 from deepnarrow.ops import resolve
 from deepnarrow.plugins import registry
 from deepnarrow_vision_vit.options import default_options

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from deepnarrow.assemble import count_costs
 from deepnarrow.cli.output import Output, table
 from deepnarrow.config import resolve_options
 from deepnarrow.cost import CostSummary, convention_named, summarize
 from deepnarrow.errors import InputError, ShapeError
-from deepnarrow.modality import AnyArchitecture, Modality, count_costs
+from deepnarrow.modality import AnyArchitecture, Modality
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import registry
 from deepnarrow.settings import Report, like, parse_settings

@@ -150,7 +150,8 @@ def apply(
         layer_keys(key, num_layers, KEYS_PER_LAYER), step, scan=options.scan, remat=options.remat)
     # Layers fold 0 ... num_layers - 1 into the key: the next number is free.
     final_key = None if key is None else jax.random.fold_in(key, num_layers)
-    x = dropout(ends.final_norm(x), options.dropout_rate, final_key)
+    final_rate = options.dropout_rate if options.final_dropout else 0.0
+    x = dropout(ends.final_norm(x), final_rate, final_key)
     return StackOutput(x, mask, None, jnp.zeros((), jnp.float32))
 
 

@@ -16,19 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64, Shaped
 
+from deepnarrow.assemble import make_model
 from deepnarrow.config import resolve_options
 from deepnarrow.data import check_seed
 from deepnarrow.errors import InputError, NotApplicable
-from deepnarrow.modality import (
-    AnyArchitecture,
-    Batch,
-    Modality,
-    Params,
-    Path,
-    Scores,
-    Task,
-    make_model,
-)
+from deepnarrow.modality import AnyArchitecture, Batch, Modality, Params, Path, Scores, Task
 from deepnarrow.protocol import FineTune, RunOptions
 from deepnarrow.records import CurvePoint, Status
 from deepnarrow.shape import Shape

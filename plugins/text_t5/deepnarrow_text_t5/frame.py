@@ -24,8 +24,8 @@ def stack_specs(shape: Shape, options: ConfigDict) -> tuple[StackSpec, ...]:
             norm="rms", norm_eps=1e-6, activation="relu", use_bias=False, scale_attention=False,
             causal=causal, relative_buckets=options.relative_buckets,
             relative_max_distance=options.relative_max_distance, init="t5",
-            dropout_rate=options.dropout_rate, compute_dtype=options.compute_dtype,
-            remat=options.remat, scan=options.scan,
+            dropout_rate=options.dropout_rate, final_dropout=True,
+            compute_dtype=options.compute_dtype, remat=options.remat, scan=options.scan,
         )
 
     return (

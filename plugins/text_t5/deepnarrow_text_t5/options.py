@@ -48,11 +48,11 @@ def default_data_options() -> ConfigDict:
     Options:
       source: name of the corpus; `stdlib` is the text of Python's standard library.
       num_pieces: SentencePiece pieces of the vocabulary that is trained on it; with 100 sentinels,
-        and rounded up to a multiple of 128, it decides the model's `vocab_size` (1920 -> 2048).
+        and rounded up to a multiple of 128, it decides the model's `vocab_size` (1024 -> 1152).
       input_length: tokens of the encoder; it decides the model's `input_length` and, by the
         arithmetic of span corruption, its `target_length` (64 -> 14).
     """
-    return ConfigDict({"source": "stdlib", "num_pieces": 1920, "input_length": 64}).lock()
+    return ConfigDict({"source": "stdlib", "num_pieces": 1024, "input_length": 64}).lock()
 
 
 def check_options(shape: Shape, options: ConfigDict) -> None:

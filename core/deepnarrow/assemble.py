@@ -1,0 +1,94 @@
+"""Joining the three axes: a modality's stacks, filled by an architecture, for one shape.
+
+`make_model` imports JAX, `count_costs` does not; both read the same list of stacks, so that what is
+counted is what is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from deepnarrow.errors import NotApplicable
+from deepnarrow.modality import (
+    AnyArchitecture,
+    Architecture,
+    BoundArchitecture,
+    Costs,
+    Modality,
+    Model,
+    ParamArray,
+    Stack,
+)
+from deepnarrow.shape import Shape
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def build_stacks(
+    modality: Modality, architecture: Architecture, shape: Shape, options: ConfigDict
+) -> dict[str, Stack]:
+    """Has `architecture` fill every stack that `modality` needs for `shape`.
+
+    Raises:
+      NotApplicable: the architecture cannot serve one of the stacks.
+    """
+    stacks: dict[str, Stack] = {}
+    for spec in modality.stack_specs(shape, options):
+        stack_options = spec.options
+        if spec.context is not None:
+            stack_options = dataclasses.replace(
+                stack_options, context_length=stacks[spec.context].output_length
+            )
+        stacks[spec.role] = architecture.make_stack(shape, spec.role, spec.length, stack_options)
+    return stacks
+
+
+def _check_bound(modality: Modality, architecture: BoundArchitecture) -> None:
+    if architecture.modality != modality.name:
+        raise NotApplicable(f"architecture {architecture.name!r}", "is bound to another modality",
+                            got=modality.name, expected=architecture.modality)
+
+
+def make_model(
+    modality: Modality, architecture: AnyArchitecture, shape: Shape, options: ConfigDict
+) -> Model:
+    """Returns the model of `shape` in `modality`, built of `architecture`; imports JAX."""
+    if isinstance(architecture, BoundArchitecture):
+        _check_bound(modality, architecture)
+        return architecture.make_model(shape, options)
+    return modality.assemble(shape, options, build_stacks(modality, architecture, shape, options))
+
+
+def count_costs(
+    modality: Modality, architecture: AnyArchitecture, shape: Shape, options: ConfigDict
+) -> Costs:
+    """Returns the costs of that model in closed form, without JAX and without allocating.
+
+    `arrays` equals the tree of `jax.eval_shape(model.init, key)` path by path.
+    """
+    if isinstance(architecture, BoundArchitecture):
+        _check_bound(modality, architecture)
+        costs = architecture.count_costs(shape, options)
+    else:
+        costs = modality.count_frame(shape, options)
+        for role, stack in build_stacks(modality, architecture, shape, options).items():
+            costs += _under(role, stack.count())
+    return dataclasses.replace(
+        costs,
+        lengths={spec.role: spec.length for spec in modality.stack_specs(shape, options)},
+        remat=options.get("remat", "none"),
+        float_bytes=2 if options.get("compute_dtype") == "bfloat16" else 4,
+    )
+
+
+def _under(role: str, costs: Costs) -> Costs:
+    """Puts a stack's costs under its role: paths and components."""
+    return dataclasses.replace(
+        costs,
+        arrays=tuple(ParamArray((role, *a.path), a.shape, a.axes, f"{role}/{a.component}", a.active)
+                     for a in costs.arrays),
+        flops=tuple(dataclasses.replace(f, component=f"{role}/{f.component}")
+                    for f in costs.flops),
+    )
