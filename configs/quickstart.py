@@ -5,20 +5,11 @@
 
 from ml_collections import ConfigDict
 
-# Each modality: a reference, a deep-narrow and a shallow-wide shape of nearly its cost, and one of
-# twice its depth. Same notation, same meaning in both.
-TEXT_SHAPES = (
-    "tiny-nl2-dm64-ff256-kv16",  # reference
-    "tiny-nl4-dm48-ff192-kv12",  # deep and narrow
-    "tiny-nl1-dm96-ff384-kv24",  # shallow and wide
-    "tiny-nl4-dm64-ff256-kv16",  # twice the reference's depth
-)
-VISION_SHAPES = (
-    "tiny",  # reference: 4 layers, d_model 64
-    "tiny-nl8-dm48-ff192-kv12",
-    "tiny-nl2-dm96-ff384-kv24",
-    "tiny-nl8",
-)
+# Each modality: a reference; a deep-narrow and a shallow-wide shape of its cost (every matrix has one
+# side of d_model, so depth x d_model constant keeps the parameters outside embeddings); and one of
+# twice the depth. Same notation, same meaning in both.
+TEXT_SHAPES = ("micro", "micro-nl4-dm32", "micro-nl1-dm128", "micro-nl4")
+VISION_SHAPES = ("tiny", "tiny-nl8-dm32", "tiny-nl2-dm128", "tiny-nl8")
 
 
 def get_config() -> ConfigDict:
@@ -43,7 +34,7 @@ def text() -> dict:
             "optimizer": adafactor,
             "few_shot": {"tasks": ("stdlib_module",), "shots": (5, 10, 25), "seeds": 3},
             "fine_tune": {
-                "tasks": ("stdlib_module",), "examples": 32 * 60, "batch_size": 32,
+                "tasks": ("stdlib_module",), "examples": 32 * 100, "batch_size": 32,
                 "optimizer": {"name": "adafactor", "learning_rate": 0.02, "schedule": "constant"},
             },
         },
@@ -56,8 +47,8 @@ def vision() -> dict:
         "shapes": VISION_SHAPES,
         "options": {"patch_size": 4, "pool_type": "tok"},
         "protocol": {
-            "batch_size": 128,
-            "budget": {"kind": "examples", "amount": 128 * 600},
+            "batch_size": 64,
+            "budget": {"kind": "examples", "amount": 64 * 800},
             "optimizer": {"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine",
                           "warmup_steps": 60, "weight_decay": 1e-4, "clip_norm": 1.0},
             "few_shot": {"tasks": ("digits_new_classes",), "shots": (1, 5, 10), "seeds": 3},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ STEP_TIME = "step_time_s"
 # Rows of stages few_shot and fine_tune that no features went into: chance is 1 / classes, majority
 # the share of the commonest class.
 REFERENCES = ("chance", "majority")
+# Scores of the split that choices are made on stand in the records; quality is the test split's.
+SELECTION = "validation/"
 
 
 # --- fronts of plain numbers ---------------------------------------------------------------------
@@ -163,6 +166,23 @@ def quality_name(row: MetricRow) -> str:
     return name if row.metric == "accuracy" else f"{name}/{row.metric}"
 
 
+def is_quality(row: MetricRow) -> bool:
+    """True for rows that say how good a model is, not what guessing gets or choices rest on."""
+    return row.metric not in REFERENCES and not row.metric.startswith(SELECTION)
+
+
+def headline_qualities(names: Iterable[str]) -> list[str]:
+    """Every quality, but of the probes of one task only the one with the most shots.
+
+    >>> headline_qualities(["digits/few_shot@5", "upstream/loss", "digits/few_shot@10"])
+    ['upstream/loss', 'digits/few_shot@10']
+    """
+    last: dict[str, str] = {}
+    for name in sorted(names, key=quality_order):
+        last[re.sub(r"@\d+", "@", name)] = name
+    return list(last.values())
+
+
 def summarize(records: Iterable[Record], origin: Origin = "pretrained") -> dict[str, Quality]:
     """Returns the qualities of `records`, done trials of one shape, each a training seed of it.
 
@@ -177,7 +197,7 @@ def summarize(records: Iterable[Record], origin: Origin = "pretrained") -> dict[
             continue
         values: dict[str, list[float]] = {}
         for row in record.metrics:
-            if row.origin == origin and row.metric not in REFERENCES:
+            if row.origin == origin and is_quality(row):
                 directions[quality_name(row)] = row.direction
                 values.setdefault(quality_name(row), []).extend(_finite(row.value))
         for name, found in values.items():

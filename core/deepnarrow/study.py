@@ -398,6 +398,17 @@ def study_status(workdir: str | Path) -> dict[str, Any]:
     }
 
 
+def planned_keys(workdir: Path) -> set[str] | None:
+    """Returns the keys of the study that a workdir last ran, or None where it has no plan.
+
+    A workdir keeps the records of earlier settings too; an analysis must not mix them.
+    """
+    try:
+        return {row["key"] for row in json.loads((workdir / PLAN_FILE).read_text())}
+    except FileNotFoundError:
+        return None
+
+
 def _running(workdir: Path) -> list[dict[str, Any]]:
     """The trial that runs now; none where the process that said so is gone."""
     try:

@@ -68,13 +68,9 @@ def test_corpus_is_large_enough_and_balanced(data):
 
 def test_no_evaluated_document_is_trained_on(data):
     corpus = data.corpus
-    masked = [normalise(corpus_module._NAMES.sub(corpus_module.MASK, text))
-              for text in corpus.train + corpus.validation]
-    seen = set(masked)
     for split in ("validation", "test"):
         hidden = {normalise(text) for text, _ in corpus.labelled[split]}
-        # Texts that differ in nothing but the name of a package come in families; they are rare.
-        assert len(hidden & seen) <= 0.01 * len(hidden)
+        assert not hidden.intersection(map(normalise, corpus.train + corpus.validation))
     texts = [normalise(text) for text in corpus.train + corpus.validation]
     assert len(set(texts)) == len(texts)
     rows = [normalise(text) for split in corpus.labelled.values() for text, _ in split]

@@ -70,7 +70,7 @@ def test_the_catalogue_has_all_converted_checkpoints():
     assert len(CATALOGUE) == 160
     assert all(name.startswith("t5-efficient-") for name in CATALOGUE)
     per_size = {size: sum(name.split("-")[2] == size for name in CATALOGUE) for size in PRESETS}
-    assert per_size == {"tiny": 24, "mini": 5, "small": 46, "base": 36, "large": 39, "xl": 8,
+    assert per_size == {"micro": 0, "tiny": 24, "mini": 5, "small": 46, "base": 36, "large": 39, "xl": 8,
                         "xxl": 2, "xxxl": 0}
 
 
@@ -124,7 +124,8 @@ def test_closed_names_are_closed(text, hint, vocabulary):
 
 def test_presets_grow_and_the_unconfirmed_one_says_so(t5):
     counts = [count(t5, preset.shape) for preset in PRESETS.values()]
-    assert list(PRESETS) == ["tiny", "mini", "small", "base", "large", "xl", "xxl", "xxxl"]
+    assert list(PRESETS) == [
+        "micro", "tiny", "mini", "small", "base", "large", "xl", "xxl", "xxxl"]
     assert counts == sorted(counts)
     assert counts[-1] == 32_924_665_344  # by the formula, from dimensions nobody confirmed
     assert PRESETS["xxxl"].source.startswith("unconfirmed")

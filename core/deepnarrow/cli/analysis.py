@@ -28,7 +28,7 @@ def load_records(sources: Sequence[str]) -> list[Record]:
       InputError: a source is no workdir, or is given twice.
     """
     from deepnarrow.store import Store
-    from deepnarrow.study import STORE_FILE
+    from deepnarrow.study import STORE_FILE, planned_keys
 
     records: list[Record] = []
     seen: set[Path] = set()
@@ -42,7 +42,8 @@ def load_records(sources: Sequence[str]) -> list[Record]:
             raise InputError(f"source '{source}'", "is given twice", hint="keep one of them")
         seen.add(path.resolve())
         with Store(path, read_only=True) as store:
-            records += store.records()
+            keys = planned_keys(Path(source))
+            records += [r for r in store.records() if keys is None or r.key in keys]
     return records
 
 

@@ -50,10 +50,12 @@ def _show_cells(console: Console, cells: list[dict[str, Any]]) -> None:
 
 def _show_summary(console: Console, summary: StudySummary) -> None:
     from deepnarrow.cli.analysis import load_records
-    from deepnarrow.pareto import fronts
+    from deepnarrow.pareto import fronts, headline_qualities
     from deepnarrow.report.terminal import pareto_tables
 
-    for made in pareto_tables(fronts(load_records([str(summary.workdir)]))):
+    found = fronts(load_records([str(summary.workdir)]))
+    shown = headline_qualities({front.quality for front in found})
+    for made in pareto_tables([front for front in found if front.quality in shown]):
         console.print(made)
     counts = ", ".join(f"{number} {status}" for status, number in summary.counts.items())
     console.print(f"trained {summary.trained} trials in {duration(summary.seconds)}; in the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from deepnarrow.pareto import (
     Quality,
     ShapeRow,
     fronts,
+    headline_qualities,
     machine,
     quality_order,
     shape_table,
@@ -93,20 +95,12 @@ def _chapters(trials: Sequence[Record]) -> list[Chapter]:
     for modality in dict.fromkeys(row.modality for row in rows):
         mine = [row for row in rows if row.modality == modality]
         own = [trial for trial in trials if trial.modality == modality]
-        charted = _charted({name for row in mine for name in row.qualities})
+        charted = headline_qualities({name for row in mine for name in row.qualities})
         chapters.append(Chapter(
             modality, mine,
             [f for f in found if f.modality == modality and f.quality in charted],
             mean_curves(own, mine), transfer_tables(own, mine)))
     return chapters
-
-
-def _charted(names: Iterable[str]) -> list[str]:
-    """Every quality, but of the probes of one task only the one with the most shots."""
-    last: dict[str, str] = {}
-    for name in sorted(names, key=quality_order):
-        last[re.sub(r"@\d+", "@", name)] = name
-    return list(last.values())
 
 
 def _front_grid(chapter: Chapter) -> list[list[charts.Spec]]:
@@ -257,8 +251,22 @@ def _transfer(chapter: Chapter) -> list[str]:
                 for label, cells in table.rows]
         rows += [[f"<i>{name}</i>", *(text.quality(value) for value in values)]
                  for name, values in table.baselines]
-        parts.append(f"<h4>{escape(table.task)}</h4>" + _table(head, rows))
+        parts.append(f"<h4>{escape(table.task)}</h4>" + _table(head, rows) + _verdict(table))
     return parts
+
+
+def _verdict(table: TransferTable) -> str:
+    """Says in words whether pre-training helped the probe, by the means over shapes."""
+    pairs = [(one.mean, other.mean) for _, cells in table.rows for one, other in cells
+             if one and other and one.mean is not None and other.mean is not None]
+    if not pairs:
+        return ""
+    trained, untrained = (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True))
+    means = f"{text.quality(trained)} against {text.quality(untrained)}"
+    if trained > untrained:
+        return f"<p>Pre-trained features beat those of untrained networks: {means} on average.</p>"
+    return (f"<p>Pre-trained features do not beat those of untrained networks: {means} on average. "
+            "This budget is too small for the probe to say what pre-training is worth.</p>")
 
 
 def _pair(pretrained: Quality | None, untrained: Quality | None) -> str:

@@ -7,10 +7,10 @@ texts, so a corpus is known by the hash of its content.
 The labelled part: which package does a docstring belong to? The labels were assigned by the
 developers who put the code there. Names of the packages are masked in the text; a text that stands
 in several packages is left out. Documents of the labelled validation and test splits are not in the
-upstream text, whatever their spelling of white space and case.
+upstream text, whatever their white space, case and package names.
 
-On Python 3.11.7: 1,467 labelled documents (735 train, 210 validation, 522 test; six classes; always
-answering the test split's largest class, email, is right 21.3% of the time) and 1.8 M characters of
+On Python 3.11.7: 1,467 labelled documents (721 train, 221 validation, 525 test) in six classes;
+always answering the largest class of train, asyncio, is right on 19.6% of test. 1.7 M characters of
 upstream text. 3.12 and 3.13 differ by a few per cent.
 """
 
@@ -144,13 +144,22 @@ def _read_cached(root: Path) -> list[Document]:
     return [Document(module, text) for module, text in json.loads(cached("documents", key, make))]
 
 
-def normalise(text: str) -> str:
-    """The form under which two texts count as one.
+def mask(text: str) -> str:
+    """Returns `text` without the names of the classes, which would give the label away.
 
-    >>> normalise("Return  the\\nLoop. ")
-    'return the loop.'
+    >>> mask("An email.Message for Asyncio")
+    'An _.Message for _'
     """
-    return " ".join(text.lower().split())
+    return _NAMES.sub(MASK, text)
+
+
+def normalise(text: str) -> str:
+    """The form under which two texts count as one: masked, without case, blanks alike.
+
+    >>> normalise("Return  the\\nasyncio Loop. ")
+    'return the _ loop.'
+    """
+    return " ".join(mask(text).lower().split())
 
 
 def make_corpus(documents: Iterable[Document]) -> Corpus:
@@ -184,10 +193,9 @@ def _labelled(
     splits: dict[str, dict[str, tuple[str, int]]] = {split: {} for split in SPLITS}
     for name, text in texts.items():
         (module, *others) = modules[name]
-        masked = _NAMES.sub(MASK, text)
-        if others or module not in CLASSES or len(masked.split()) < MIN_WORDS:
+        if others or module not in CLASSES or len(name.split()) < MIN_WORDS:
             continue
-        splits[_split(name)][name] = (masked, CLASSES.index(module))
+        splits[_split(name)][name] = (mask(text), CLASSES.index(module))
     return splits
 
 

@@ -24,6 +24,8 @@ _UNCONFIRMED = (
 RELEASED = "config.json of huggingface.co/google/{name} (Tay et al., Scale Efficiently, ICLR 2022)"
 
 PRESETS: dict[str, Preset] = {
+    "micro": Preset(Shape(2, 2, d_model=64, d_ff=256, d_kv=16, num_heads=4),
+                    "this project, for studies that a CPU runs in minutes; not published"),
     "tiny": Preset(Shape(4, 4, d_model=256, d_ff=1024, d_kv=64, num_heads=4), _KV_NOTE),
     "mini": Preset(Shape(4, 4, d_model=384, d_ff=1536, d_kv=64, num_heads=8), _KV_NOTE),
     "small": Preset(Shape(6, 6, d_model=512, d_ff=2048, d_kv=64, num_heads=8), _KV_NOTE),
