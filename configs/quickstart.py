@@ -5,9 +5,9 @@
 
 from ml_collections import ConfigDict
 
-# Each modality: a reference; a deep-narrow and a shallow-wide shape of its cost (every matrix has one
-# side of d_model, so depth x d_model constant keeps the parameters outside embeddings); and one of
-# twice the depth. Same notation, same meaning in both.
+# Each modality: a reference; a deep-narrow and a shallow-wide shape of its cost (every matrix has
+# one side of d_model, so depth x d_model constant keeps the parameters outside embeddings); and one
+# of twice the depth. Same notation, same meaning in both.
 TEXT_SHAPES = ("micro", "micro-nl4-dm32", "micro-nl1-dm128", "micro-nl4")
 VISION_SHAPES = ("tiny", "tiny-nl8-dm32", "tiny-nl2-dm128", "tiny-nl8")
 
