@@ -20,10 +20,26 @@ from deepnarrow.modality import (
     ParamArray,
     Stack,
 )
+from deepnarrow.ops import NamedShape
 from deepnarrow.shape import Shape
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+
+def check_operators(named: NamedShape, architecture: AnyArchitecture) -> None:
+    """Refuses operators that `architecture` does not list: they would change nothing, silently.
+
+    Raises:
+      NotApplicable: a shape's name holds such an operator.
+    """
+    for symbol in named.operators:
+        if symbol not in architecture.operators:
+            listed = ", ".join(sorted(known.lower() for known in architecture.operators))
+            raise NotApplicable(
+                f"shape {named.name!r}",
+                f"{symbol.lower()} means nothing in architecture {architecture.name!r}",
+                expected=f"operators {listed or '(none)'}", hint="leave it out")
 
 
 def build_stacks(

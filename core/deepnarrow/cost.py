@@ -5,10 +5,12 @@
     convert(summary, "kaplan").flops_train_per_example
 
 The literature counts FLOPs in several ways that differ by tens of per cent for small models, so a
-number without its convention means nothing. `CONVENTIONS` names them; each is one function of
-`Costs` that returns the forward FLOPs of one example by component, and training is three times
-that: a backward pass multiplies each matrix twice (Kaplan et al. 2020, section 2.1; Hoffmann et al.
-2022, appendix F).
+number without its convention means nothing. `CONVENTIONS` names them; each is two functions of
+`Costs` that return the forward and the training FLOPs of one example by component. Training is
+three times forward: a backward pass multiplies each matrix twice (Kaplan et al. 2020, section 2.1;
+Hoffmann et al. 2022, appendix F). The conventions that count matmuls one by one (`matmul`,
+`chinchilla`, `hardware`) leave out the product that nobody needs where a matmul's input is data
+(`FlopTerm.backward`); `kaplan` and `palm` count by parameters, as their papers do.
 """
 
 from __future__ import annotations
@@ -39,14 +41,14 @@ class Convention:
     Attributes:
       name: as it is stored with every number.
       forward: forward FLOPs of one example by component.
+      train: FLOPs of forward and backward pass, likewise.
       source: where it is defined.
-      recompute: FLOPs by component that the backward pass does once more, where counted.
     """
 
     name: str
     forward: Callable[[Costs], ByComponent]
+    train: Callable[[Costs], ByComponent]
     source: str
-    recompute: Callable[[Costs], ByComponent] | None = None
 
 
 def matmul_forward(costs: Costs) -> ByComponent:
@@ -55,6 +57,12 @@ def matmul_forward(costs: Costs) -> ByComponent:
     Attention scores count for every pair of positions, masked or not: that is what runs.
     """
     return _sum_terms(costs, lambda term: 0.0 if term.kind == "embedding" else term.forward)
+
+
+def matmul_train(costs: Costs) -> ByComponent:
+    """Forward pass and the matmuls of the backward pass: `1 + FlopTerm.backward` times forward."""
+    return _sum_terms(costs, lambda term: 0.0 if term.kind == "embedding"
+                      else (1 + term.backward) * term.forward)
 
 
 def kaplan_forward(costs: Costs) -> ByComponent:
@@ -88,6 +96,13 @@ def chinchilla_forward(costs: Costs) -> ByComponent:
     return dict(flops)
 
 
+def chinchilla_train(costs: Costs) -> ByComponent:
+    """As `matmul_train`, and three times what the convention counts besides matmuls."""
+    matmuls, train = matmul_forward(costs), matmul_train(costs)
+    return {name: train.get(name, 0.0) + TRAIN_PER_FORWARD * (flops - matmuls.get(name, 0.0))
+            for name, flops in chinchilla_forward(costs).items()}
+
+
 def palm_forward(costs: Costs) -> ByComponent:
     """A third of 6 N + 12 L H Q T a token (Chowdhery et al. 2022, appendix B), N with embeddings.
 
@@ -101,31 +116,39 @@ def palm_forward(costs: Costs) -> ByComponent:
     return dict(flops)
 
 
-def remat_recompute(costs: Costs) -> ByComponent:
-    """What rematerialisation runs a second time in every layer.
+def hardware_train(costs: Costs) -> ByComponent:
+    """As `matmul_train`, and what rematerialisation runs a second time in every layer.
 
     `full`: the whole forward pass of the layers once more (Korthikanti et al. 2022, section 4.4,
     "hardware FLOPs"). `dots` keeps the outputs of matmuls with parameters and repeats those of
     attention. XLA may drop a repeated matmul whose output nobody reads: this is the upper bound.
     """
     repeated = {"none": (), "dots": ("attention",), "full": ("weight", "attention")}[costs.remat]
-    return _sum_terms(costs, lambda term: term.forward if term.kind in repeated
-                      and term.component.split("/")[0] in costs.lengths else 0.0)
+    flops = matmul_train(costs)
+    for term in costs.flops:
+        if term.kind in repeated and term.component.split("/")[0] in costs.lengths:
+            flops[term.component] += term.forward
+    return flops
+
+
+def three_times(forward: Callable[[Costs], ByComponent]) -> Callable[[Costs], ByComponent]:
+    """Returns the training FLOPs that belong to `forward` where a backward pass is twice that."""
+    return lambda costs: {name: TRAIN_PER_FORWARD * flops for name, flops in forward(costs).items()}
 
 
 CONVENTIONS: Mapping[str, Convention] = {
     convention.name: convention for convention in (
-        Convention("matmul", matmul_forward,
+        Convention("matmul", matmul_forward, matmul_train,
                    "every matrix multiplication, 2 FLOPs a multiply-add; XLA counts dots the same"),
-        Convention("kaplan", kaplan_forward,
+        Convention("kaplan", kaplan_forward, three_times(kaplan_forward),
                    "Kaplan et al., Scaling Laws for Neural Language Models (2020), table 1"),
-        Convention("chinchilla", chinchilla_forward,
+        Convention("chinchilla", chinchilla_forward, chinchilla_train,
                    "Hoffmann et al., Training Compute-Optimal LLMs (2022), appendix F"),
-        Convention("palm", palm_forward, "Chowdhery et al., PaLM (2022), appendix B"),
-        Convention("hardware", matmul_forward,
+        Convention("palm", palm_forward, three_times(palm_forward),
+                   "Chowdhery et al., PaLM (2022), appendix B"),
+        Convention("hardware", matmul_forward, hardware_train,
                    "matmul, and what remat repeats: Korthikanti et al., Reducing Activation "
-                   "Recomputation (2022), section 4.4; PaLM (2022), appendix B",
-                   remat_recompute),
+                   "Recomputation (2022), section 4.4; PaLM (2022), appendix B"),
     )
 }
 
@@ -202,10 +225,7 @@ def summarize(costs: Costs, convention: str = "matmul") -> CostSummary:
       ShapeError: the model is absurdly large, each field being legal.
     """
     rule = convention_named(convention)
-    forward = rule.forward(costs)
-    again = rule.recompute(costs) if rule.recompute else {}
-    train = {name: TRAIN_PER_FORWARD * flops + again.get(name, 0.0)
-             for name, flops in forward.items()}
+    forward, train = rule.forward(costs), rule.train(costs)
     params: dict[str, int] = defaultdict(int)
     for array in costs.arrays:
         params[array.component] += array.size

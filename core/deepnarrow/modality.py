@@ -87,6 +87,8 @@ class FlopTerm:
       scores: of `attention`: how many scores pass a softmax (heads x queries x keys x layers), for
         the convention that counts it.
       activation_floats: what this work keeps for the backward pass without remat, per example.
+      backward: multiples of the forward FLOPs that the backward pass takes: 2, a gradient of each
+        factor; 1 where the input needs no gradient, as the data do not.
     """
 
     component: str
@@ -94,6 +96,7 @@ class FlopTerm:
     forward: float
     scores: float = 0.0
     activation_floats: float = 0.0
+    backward: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
-from deepnarrow.errors import ShapeError, shorten, suggest
+from deepnarrow.errors import InputError, ShapeError, shorten, suggest
 from deepnarrow.shape import FIELD_LIMITS, FLAG_FIELDS, Preset, Shape
 
 MAX_EXPRESSION = 200
@@ -104,11 +104,43 @@ class Expression:
 
 @dataclasses.dataclass(frozen=True)
 class NamedShape:
-    """What an expression stands for: canonical name, shape, and the model options it sets."""
+    """What an expression stands for.
+
+    Attributes:
+      name: canonical.
+      shape: the shape.
+      overrides: the model options that come with it: those that the name fixes, and the preset's
+        defaults.
+      fixed: those of `overrides` that the name fixes: a suffix, an operator on an option,
+        everything that comes with a released name. The others are only defaults.
+      operators: symbols of the operators in the name.
+    """
 
     name: str
     shape: Shape
     overrides: Mapping[str, int]
+    fixed: frozenset[str] = frozenset()
+    operators: tuple[str, ...] = ()
+
+    def options(self, given: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """Lays `given` over the preset's defaults and returns all options that are then set.
+
+        Args:
+          given: model options that somebody else sets.
+          place: what stands before an option's name in an error, e.g. `--set `.
+
+        Raises:
+          InputError: `given` contradicts what the name fixes.
+
+        >>> shape = Shape(12, 0, d_model=384, d_ff=1536, d_kv=64, num_heads=6)
+        >>> NamedShape("S", shape, {"patch_size": 16}).options({"patch_size": 32}, "--set ")
+        {'patch_size': 32}
+        """
+        for option in given.keys() & self.fixed:
+            if given[option] != self.overrides[option]:
+                raise InputError(f"{place}{option}", f"the name {self.name!r} sets this option",
+                                 got=given[option], expected=self.overrides[option])
+        return {**self.overrides, **given}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +192,7 @@ def resolve(text: str, vocabulary: Vocabulary) -> NamedShape:
     """
     if text in vocabulary.catalogue:
         preset = vocabulary.catalogue[text]
-        return NamedShape(text, preset.shape, preset.overrides)
+        return NamedShape(text, preset.shape, preset.overrides, frozenset(preset.overrides))
     return apply(parse(text, vocabulary), vocabulary)
 
 
@@ -190,16 +222,20 @@ def apply(expression: Expression, vocabulary: Vocabulary) -> NamedShape:
     name = str(expression)
     preset = vocabulary.presets[expression.preset]
     overrides = dict(preset.overrides)
+    fixed: set[str] = set()
     if expression.suffix is not None and vocabulary.suffix_option:
         overrides[vocabulary.suffix_option] = expression.suffix
+        fixed.add(vocabulary.suffix_option)
     shape = preset.shape
     for term in expression.terms:
         op = vocabulary.ops[term.symbol]
         if op.option:
             overrides[op.option] = _option_value(name, op, term, overrides)
+            fixed.add(op.option)
         else:
             shape = apply_term(shape, op, term, where=f"shape {name!r}", owner=vocabulary.owner)
-    return NamedShape(name, shape, overrides)
+    operators = tuple(term.symbol for term in expression.terms)
+    return NamedShape(name, shape, overrides, frozenset(fixed), operators)
 
 
 def apply_term(shape: Shape, op: ShapeOp, term: Term, *, where: str, owner: str) -> Shape:

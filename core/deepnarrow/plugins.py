@@ -393,7 +393,7 @@ def _registry(plugins: Sequence[_Plugin], manager: pluggy.PluginManager) -> Regi
 def _get(kind: str, found: Mapping[str, T], name: str, plugins: Sequence[PluginInfo]) -> T:
     if name in found:
         return found[name]
-    kinds = {"modality": "modalities", "architecture": "architectures"}
+    kinds = {"modality": "modalities", "architecture": "architectures", "strategy": "strategies"}
     broken = [p for p in plugins if p.error]
     for plugin in broken:
         if name in (plugin.name, *plugin.names.get(kinds[kind], ())):

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepnarrow.assemble import count_costs
+from deepnarrow.assemble import check_operators, count_costs
 from deepnarrow.config import ModalityStudy, StudyConfig, resolve_options, to_json
 from deepnarrow.cost import CostSummary, summarize
 from deepnarrow.errors import InputError, Preempted
@@ -158,20 +158,24 @@ def _find_task(known: Mapping[str, Task], name: str, kind: str, where: str) -> T
 
 
 def _cell_options(study: ModalityStudy, data: ModalityData, named: NamedShape) -> dict[str, Any]:
-    """User's options, then what the data decides, then what the shape's name sets."""
+    """The preset's defaults, then the user's options, the data's and the shape's name's.
+
+    Raises:
+      InputError: two of the last three contradict each other.
+    """
     where = f"modalities.{study.modality}.options"
     decided = data.upstream.options
-    for name, value in study.options.items():
-        if name in decided and decided[name] != value:
+    chosen = named.options(study.options, f"{where}.")
+    for name, value in decided.items():
+        if (name in study.options or name in named.fixed) and chosen[name] != value:
             raise InputError(
-                f"{where}.{name}",
+                f"{where}.{name}" if name in study.options else f"shape {named.name!r}, {name}",
                 "the data decides this option",
-                got=value,
-                expected=decided[name],
+                got=chosen[name],
+                expected=value,
                 hint="leave it out",
             )
-    merged = {**study.options, **decided, **named.overrides}
-    return resolve_options(data.modality.options, merged, where).to_dict()
+    return resolve_options(data.modality.options, {**chosen, **decided}, where).to_dict()
 
 
 def plan_trials(
@@ -182,9 +186,10 @@ def plan_trials(
     for name, study in config.modalities.items():
         vocabulary = registry.vocabulary(data[name].modality)
         for architecture in study.architectures:
-            registry.architecture(architecture)
+            built_of = registry.architecture(architecture)
             for expression in study.shapes:
                 named = resolve(expression, vocabulary)
+                check_operators(named, built_of)
                 options = _cell_options(study, data[name], named)
                 for seed in config.seeds:
                     trial = Trial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -117,7 +118,7 @@ BAD_ARGUMENTS = [
     (["list", "ops", "more"], "deepnarrow list: unexpected argument (got 'more')", "--help"),
     (["list", "op"], "deepnarrow list: unknown kind (got 'op'", "did you mean ops?"),
     (["shape", "text_t5"], "the following arguments are required: EXPR", "--help"),
-    (["shape"], "the following arguments are required: MODALITY, EXPR", "--help"),
+    (["shape"], "the following arguments are required: MODALITY", "--help"),
     (["shape", "text_t5", "base", "--set"], "argument --set: expected one argument", ""),
     (["shape", "text_t5", "base", "--convention", "palm", "--convention=palm"],
      "deepnarrow shape --convention: is given twice", "keep one of them"),
@@ -257,7 +258,9 @@ def test_ctrl_c_exits_with_75(tmp_path):
 
 # --- imports and speed ---------------------------------------------------------------------------
 LIGHT = [("--help",), ("list",), ("list", "tasks"), ("shape", "text_t5", "base", "base-nl16"),
-         ("shape", "vision_vit", "tiny"), ("study", "absent.py", "--workdir", "w"),
+         ("shape", "vision_vit", "tiny", "--ledger"),
+         ("shape", "text_t5", "--strategy", "deepnarrow", "--from", "tiny", "--budget",
+          "time:small", "--chip", "v5e"), ("study", "absent.py", "--workdir", "w"),
          ("probe", "--train", "absent.npz", "--test", "absent.npz")]
 
 
@@ -382,6 +385,226 @@ def test_flags_may_stand_between_shapes(run):
 def test_shape_convention(run):
     code, out, _ = run("shape", "text_t5", "base", "--convention", "palm", "--json")
     assert (code, json.loads(out)[0]["flops"]["convention"]) == (0, "palm")
+
+
+def test_shape_convention_lists_what_there_is(refused):
+    [line] = refused("shape", "text_t5", "base", "--convention", "nvidia")
+    assert "expected one of matmul, kaplan, chinchilla, palm, hardware" in line
+
+
+def test_a_presets_patch_size_is_only_its_default(run):
+    code, out, _ = run("shape", "vision_vit", "B", "B-nl2", "--set", "patch_size=32", "--json")
+    assert code == 0
+    base, _ = json.loads(out)
+    _, out, _ = run("shape", "vision_vit", "B/32", "--json")
+    [named] = json.loads(out)
+    assert base["name"] == "B"
+    assert (base["params"], base["flops"]) == (named["params"], named["flops"])
+
+
+def test_shape_refuses_operators_that_mean_nothing_in_an_architecture(refused, monkeypatch):
+    from deepnarrow.cli import shape
+    from deepnarrow.plugins import registry
+
+    found = registry()
+    lean = dataclasses.replace(found.architectures["transformer"], name="lean",
+                               operators=frozenset({"NL", "FF"}))
+    monkeypatch.setattr(shape, "registry",
+                        lambda: dataclasses.replace(found, architectures={"lean": lean}))
+    [line] = refused("shape", "text_t5", "base-nl4", "base-nl4-sh", "--architecture", "lean")
+    assert line == ("error: shape 'base-nl4-sh': sh means nothing in architecture 'lean' "
+                    "(expected operators ff, nl). Hint: leave it out")
+
+
+# --- shape --ledger -------------------------------------------------------------------------------
+@pytest.mark.parametrize(("modality", "name", "components"), [
+    ("text_t5", "small", {"embedding", "encoder/attention", "encoder/mlp", "decoder/attention",
+                          "decoder/cross_attention", "decoder/mlp", "head"}),
+    ("vision_vit", "S/16", {"embedding", "position", "encoder/attention", "encoder/mlp",
+                            "encoder/norm", "head"}),
+])
+def test_ledger_adds_up_to_the_shape(run, modality, name, components):
+    code, out, _ = run("shape", modality, name, "--ledger", "--optimizer", "adamw", "--json")
+    [shape] = json.loads(out)
+    assert (code, list(shape)) == (0, ["name", "shape", "params", "flops", "ledger"])
+    rows = shape["ledger"]
+    assert all(list(row) == [
+        "component", "params", "flops_forward_per_example", "flops_train_per_example",
+        "flops_forward_per_token", "flops_train_per_token", "activation_bytes_per_example",
+        "optimizer_bytes", "optimizer"] for row in rows)
+    assert {row["component"] for row in rows} >= components
+    total = {key: sum(row[key] for row in rows) for key in list(rows[0])[1:-1]}
+    assert total["params"] == shape["params"]["total"]
+    assert total["flops_forward_per_example"] == shape["flops"]["forward_per_example"]
+    assert total["flops_train_per_example"] == shape["flops"]["train_per_example"]
+    assert total["optimizer_bytes"] == 8 * shape["params"]["total"]
+    assert {row["optimizer"] for row in rows} == {"adamw"}
+
+
+def test_ledger_of_large_patches_trains_at_twice_forward(run):
+    _, out, _ = run("shape", "vision_vit", "S/16", "--ledger", "--json")
+    rows = {row["component"]: row for row in json.loads(out)[0]["ledger"]}
+    for name, factor in (("embedding", 2), ("encoder/mlp", 3), ("head", 3)):
+        row = rows[name]
+        assert row["flops_train_per_example"] == factor * row["flops_forward_per_example"] > 0
+        # One position a patch.
+        assert row["flops_forward_per_token"] == row["flops_forward_per_example"] / 14**2
+    assert rows["embedding"]["optimizer"] == "adafactor"
+
+
+def test_ledger_tables(run):
+    code, out, _ = run("shape", "text_t5", "small", "base", "--ledger")
+    assert code == 0
+    for line in ("small, by component", "base, by component"):
+        assert line in out
+    [total] = [line for line in out.splitlines() if line.split()[:2] == ["total", "222,903,552"]]
+    assert "GB" in total or "MB" in total
+    assert out.count("decoder/cross_attention") == 2
+
+
+# --- shape --strategy -----------------------------------------------------------------------------
+def strategy(*arguments: str, modality: str = "text_t5", name: str = "deepnarrow") -> list[str]:
+    return ["shape", modality, "--strategy", name, *arguments]
+
+
+def test_strategy_json(run):
+    code, out, err = run(*strategy("--from", "small", "--budget", "params:220e6", "--json"))
+    [walk] = json.loads(out)
+    assert (code, err) == (0, "")
+    assert list(walk) == ["strategy", "source", "budget", "steps", "stopped_because"]
+    assert walk["budget"] == {"kind": "params", "amount": 220e6, "unit": "parameters",
+                              "chip": None, "batch_size": None}
+    steps = walk["steps"]
+    assert [step["name"] for step in steps] == [
+        "small", *(f"small-nl{layers}" for layers in range(7, 28))]
+    assert all(list(step) == ["name", "shape", "params", "flops", "depth", "cost"]
+               for step in steps)
+    assert [step["depth"] for step in steps] == [2 * layers for layers in range(6, 28)]
+    assert all(step["cost"] == step["params"]["total"] <= 220e6 for step in steps)
+    # One more layer of each stack: 7,342,592 parameters (T5 small's, by hand from its fields).
+    layer = 4 * 512 * 512 + 2 * 512 * 2048 + 2 * 512 + (8 * 512 * 512 + 2 * 512 * 2048 + 3 * 512)
+    assert steps[-1]["cost"] + layer > 220e6
+    assert f"the next shape costs {steps[-1]['cost'] + layer}" in walk["stopped_because"]
+    _, shape, _ = run("shape", "text_t5", "small-nl27", "--json")
+    assert json.loads(shape) == [{key: steps[-1][key] for key in json.loads(shape)[0]}]
+
+
+def test_strategy_table_shows_every_step_and_why_it_stopped(run):
+    code, out, _ = run(*strategy("--from", "small", "--budget", "params:740e6"))
+    assert code == 0
+    assert all(f"small-nl{layers} " in out for layers in range(7, 37))
+    assert "stopped at small-nl36 with a budget of 740,000,000: gains flatten at 32-36" in out
+    assert "280,784,384" in out
+
+
+def test_a_comma_list_of_amounts_is_a_ladder(run):
+    ladder = strategy("--from", "small", "--budget", "params:70e6,base,740e6")
+    _, out, _ = run(*ladder, "--json")
+    walks = json.loads(out)
+    assert [walk["budget"]["amount"] for walk in walks] == [70e6, 222_903_552, 740e6]
+    assert [walk["steps"][-1]["name"] for walk in walks] == [
+        "small-nl7", "small-nl28", "small-nl36"]
+    _, out, _ = run(*ladder)
+    assert "small-nl28 " in out
+    assert "small-nl27 " not in out
+    assert out.count("stopped at ") == 3
+
+
+@pytest.mark.parametrize(("kind", "of"), [
+    ("params_non_embedding", lambda step: step["params"]["non_embedding"]),
+    ("flops", lambda step: step["flops"]["train_per_example"]),
+])
+def test_strategy_spends_what_another_shape_costs(run, kind, of):
+    options = ("--set", "num_classes=10", "--convention", "palm", "--json")
+    _, out, _ = run("shape", "vision_vit", "S/16", *options)
+    budget = of(json.loads(out)[0])
+    _, out, _ = run(*strategy("--from", "Ti/16", "--budget", f"{kind}:S/16", *options,
+                              modality="vision_vit"))
+    [walk] = json.loads(out)
+    assert walk["budget"]["amount"] == budget
+    assert all(step["cost"] == of(step) <= budget for step in walk["steps"])
+    assert {step["flops"]["convention"] for step in walk["steps"]} == {"palm"}
+    assert walk["steps"][-1]["shape"]["num_encoder_layers"] > 12
+
+
+def test_a_time_budget_is_of_a_chip_and_a_batch(run):
+    def walk(*arguments: str) -> dict[str, Any]:
+        code, out, err = run(*strategy("--from", "tiny", "--budget", "time:0.05", "--json",
+                                       *arguments))
+        assert (code, err) == (0, "")
+        return json.loads(out)[0]
+
+    plain = walk("--chip", "v5e")
+    assert plain["budget"] == {"kind": "time", "amount": 0.05, "chip": "v5e", "batch_size": 128,
+                               "unit": "seconds a training step, estimated"}
+    assert 0 < plain["steps"][0]["cost"] < plain["steps"][-1]["cost"] <= 0.05
+    # Twice the chips' work takes about twice the time; a faster chip gets further.
+    larger = walk("--chip", "v5e", "--batch-size", "256")
+    assert plain["steps"][0]["cost"] < larger["steps"][0]["cost"] <= 2 * plain["steps"][0]["cost"]
+    assert len(walk("--chip", "v6e")["steps"]) > len(plain["steps"])
+    assert len(walk("--chip", "v5e", "--optimizer", "adamw")["steps"]) <= len(plain["steps"])
+    code, out, _ = run(*strategy("--from", "tiny", "--budget", "time:0.05", "--chip", "v5e"))
+    assert code == 0
+    assert "budget of 50 ms" in out
+
+
+BUDGET = ["--budget", "params:1e9"]
+
+
+@pytest.mark.parametrize(("arguments", "expected", "hint"), [
+    (["--strategy", "deepnarrow"], "--strategy: --from and --budget missing", "--from base"),
+    (["--strategy", "deepnarrow", "--from", "small"], "--strategy: --budget missing", "--budget"),
+    (["--strategy", "deepnarrow", *BUDGET], "--strategy: --from missing", "--from base"),
+    (["base", "--strategy", "deepnarrow", "--from", "small", *BUDGET],
+     "--strategy: finds the shapes itself and takes no EXPR (got 'base')", "--from base"),
+    (["--strategy", "deepnarow", "--from", "small", *BUDGET],
+     "strategy 'deepnarow': no plugin registers this strategy", "did you mean deepnarrow?"),
+    (["--strategy", "width", "--from", "bsae", *BUDGET], "unknown preset", "did you mean base?"),
+    (["--strategy", "width", "--from", "small", "--budget", "parms:1e9"],
+     "budget 'parms:1e9': unknown kind", "did you mean params?"),
+    (["--strategy", "width", "--from", "small", "--budget", "1e9"],
+     "budget '1e9': no kind", "params:220e6"),
+    (["--strategy", "width", "--from", "small", "--budget", "params:1e8,"],
+     "budget 'params:': no positive number", ""),
+    (["--strategy", "width", "--from", "small", "--budget", "params:1e8,1e8"],
+     "--budget: has an amount twice", "keep one"),
+    (["--strategy", "width", "--from", "small", "--budget", "params:1e8,1e3"],
+     "budget 'params:1e3': small alone costs more", "smaller base"),
+    (["--strategy", "width", "--from", "small", "--budget", "time:1"],
+     "--budget: a time budget needs a chip", "--chip v5e"),
+    (["--strategy", "width", "--from", "small", "--budget", "time:1", "--chip", "v5"],
+     "chip: unknown (got v5; expected one of v3, v4, v5e, v5p, v6e, h100, a100)", "did you mean"),
+    (["--strategy", "width", "--from", "small", "--budget", "time:1", "--chip", "v4",
+      "--batch-size", "0"], "--batch-size: is not an integer in range (got '0'", ""),
+    (["--strategy", "width", "--from", "small", *BUDGET, "--chip", "v4"],
+     "--chip: means nothing without a time budget (got v4)", "--budget time:"),
+    (["--strategy", "width", "--from", "small", *BUDGET, "--optimizer", "adamw"],
+     "--optimizer: means nothing without a time budget", "--budget time:"),
+    (["--strategy", "width", "--from", "small", *BUDGET, "--ledger"],
+     "--ledger: means nothing with --strategy", "EXPR --ledger"),
+    (["base", "--from", "small"], "--from: means nothing without --strategy", "--strategy"),
+    (["base", *BUDGET], "--budget: means nothing without --strategy", "--strategy"),
+    (["base", "--chip", "v4"], "--chip: means nothing without --strategy", "--strategy"),
+    (["base", "--optimizer", "adamw"], "--optimizer: means nothing without --ledger", "--ledger"),
+    (["base", "--ledger", "--optimizer", "adamv"],
+     "--optimizer: unknown (got adamv; expected one of adafactor, adamw)", "did you mean adamw?"),
+    (["--ledger"], "the following arguments are required: EXPR", "--help"),
+])
+def test_strategies_and_ledgers_refuse(refused, arguments, expected, hint):
+    [line] = refused("shape", "text_t5", *arguments)
+    assert expected in line
+    assert hint in line.partition("Hint: ")[2]
+
+
+def test_an_unknown_strategy_is_named_beside_a_broken_plugin(tmp_path):
+    info = tmp_path / "acme-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[deepnarrow.plugins]\nacme = absent_acme_plugin\n")
+    done = child(*strategy("--from", "small", *BUDGET, name="x"),
+                 env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: strategy 'x': no plugin registers this strategy")
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [

@@ -1,5 +1,7 @@
 """The ledger: conventions against their papers' formulas, optimiser bytes, conversion."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,6 +115,23 @@ def test_hardware_adds_what_remat_repeats(remat, repeated):
     plain, hardware = count(remat=remat), count("hardware", remat=remat)
     assert hardware.flops_forward_per_example == plain.flops_forward_per_example
     assert hardware.flops_train_per_example == plain.flops_train_per_example + repeated
+
+
+@pytest.mark.parametrize(("convention", "more"), [
+    ("matmul", 2), ("chinchilla", 2), ("hardware", 2), ("kaplan", 3), ("palm", 3)])
+def test_data_need_no_gradient_where_matmuls_are_counted(convention, more):
+    """An embedding of 20 values each: a matmul with data costs 2 x forward to train, not 3 x."""
+    kernel = ParamArray(("kernel",), (20, D_MODEL), (None, "embed"), "frame")
+    term = FlopTerm("frame", "weight", 2.0 * INPUTS * 20 * D_MODEL, backward=1.0)
+    costs = count().costs
+    with_frame = dataclasses.replace(costs, arrays=(*costs.arrays, kernel),
+                                     flops=(*costs.flops, term))
+    before, after = summarize(costs, convention), summarize(with_frame, convention)
+    forward = after.flops_forward_per_example - before.flops_forward_per_example
+    assert forward == term.forward
+    train = after.flops_train_per_example - before.flops_train_per_example
+    assert train == more * forward
+    assert after.flops_train_by_component["frame"] == train
 
 
 def test_conventions_have_sources_and_convert_both_ways():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepnarrow.errors import ShapeError
+from deepnarrow.errors import InputError, ShapeError
 from deepnarrow.ops import (
     CORE_OPS,
     Expression,
@@ -86,8 +86,9 @@ def test_scaling_each_stack_on_its_own():
 
 def test_a_suffix_sets_its_option_and_presets_may_contain_dashes():
     assert resolve("S/8-nl24", VISION) == NamedShape(
-        "S/8-nl24", PATCHY.replace(num_encoder_layers=24), {"patch_size": 8})
-    assert resolve("S", VISION).overrides == {"patch_size": 16}
+        "S/8-nl24", PATCHY.replace(num_encoder_layers=24), {"patch_size": 8},
+        fixed=frozenset({"patch_size"}), operators=("NL",))
+    assert resolve("S", VISION) == NamedShape("S", PATCHY, {"patch_size": 16})
     assert resolve("g-opt/14-nl2", VISION).name == "g-opt/14-nl2"
 
 
@@ -100,6 +101,34 @@ def test_a_released_name_is_itself():
     named = resolve("rel-base-nl4", TEXT)
     assert named.name == "rel-base-nl4"
     assert named.shape.num_encoder_layers == 4
+    assert named.operators == ()
+
+
+@pytest.mark.parametrize("text", ["S", "S-nl24"])
+def test_a_given_option_wins_over_a_presets_default(text):
+    named = resolve(text, VISION)
+    assert named.options({"patch_size": 32, "x": 1}, "--set ") == {"patch_size": 32, "x": 1}
+    assert named.options({"x": 1}, "--set ") == {"patch_size": 16, "x": 1}
+
+
+@pytest.mark.parametrize(("text", "vocabulary", "option", "value"), [
+    ("S/16", VISION, "patch_size", 16),  # also where it is the default
+    ("S/8-nl24", VISION, "patch_size", 8),
+    ("base-ne8", TEXT, "num_experts", 8),
+    ("rel-S", Vocabulary("vision", {}, {"rel-S": VISION.presets["S"]}, OPS), "patch_size", 16),
+])
+def test_a_given_option_must_not_contradict_the_name(text, vocabulary, option, value):
+    named = resolve(text, vocabulary)
+    assert named.options({option: value}, "--set ") == {option: value}
+    with pytest.raises(InputError) as caught:
+        named.options({option: value + 1}, "--set ")
+    assert str(caught.value) == (f"--set {option}: the name {text!r} sets this option "
+                                 f"(got {value + 1}; expected {value})")
+
+
+def test_a_shape_knows_the_operators_of_its_name():
+    assert resolve("base-shkv-nl4-ne8", TEXT).operators == ("NL", "SHKV", "NE")
+    assert resolve("S/8", VISION).operators == ()
 
 
 def test_all_upper_and_lower_limits_are_reachable():

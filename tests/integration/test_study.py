@@ -22,11 +22,15 @@ ADAMW = OptimizerConfig("adamw", 3e-3, "cosine", warmup_steps=5)
 @pytest.fixture
 def registry():
     """The toy as a plugin, beside the core's own."""
+    return make_registry(toy.toy_modality())
+
+
+def make_registry(modality):
     plugin = types.ModuleType("toy_plugin")
 
     @hookimpl
     def deepnarrow_register_modalities():
-        return [toy.toy_modality()]
+        return [modality]
 
     @hookimpl
     def deepnarrow_register_architectures():
@@ -181,6 +185,8 @@ def test_dry_run_counts_every_cell_and_trains_nothing(tmp_path, registry):
         ({"architectures": ("transfomer",)}, "did you mean transformer?"),
         ({"options": {"num_classes": 7}}, "the data decides this option (got 7; expected 3)"),
         ({"options": {"num_clases": 7}}, "num_classes"),
+        ({"shapes": ("tiny-kv4",)}, "'tiny-kv4': kv means nothing in architecture 'toy_mlp' "
+         "(expected operators dm, el, ff, nl)"),
     ],
 )
 def test_bad_studies_are_refused_before_anything_is_written(tmp_path, registry, change, message):
@@ -191,6 +197,31 @@ def test_bad_studies_are_refused_before_anything_is_written(tmp_path, registry, 
         run_study(config, tmp_path / "new", registry)
     assert message in str(error.value)
     assert not (tmp_path / "new").exists()
+
+
+def windowed(**given):
+    """Options of the cells of a toy whose preset has a default `window`, and how a name sets it."""
+    made = toy.toy_modality()
+    options = made.options.copy_and_resolve_references().unlock()
+    options.window = 4
+    modality = dataclasses.replace(
+        made, options=options.lock(), suffix_option="window",
+        presets={"tiny": dataclasses.replace(made.presets["tiny"], overrides={"window": 8})})
+    registry = make_registry(modality)
+    config = make_config(seeds=(0,))
+    study = dataclasses.replace(config.modalities["toy"], **given)
+    config = dataclasses.replace(config, modalities={"toy": study})
+    data = {"toy": open_data(study, registry)}
+    return [trial.options["window"] for trial in plan_trials(config, registry, data)]
+
+
+def test_a_users_option_wins_over_a_presets_default_and_must_not_contradict_a_name():
+    assert windowed(shapes=("tiny", "tiny/2")) == [8, 2]
+    assert windowed(shapes=("tiny", "tiny-nl4"), options={"window": 16}) == [16, 16]
+    assert windowed(shapes=("tiny/2",), options={"window": 2}) == [2]
+    with pytest.raises(InputError, match=r"modalities.toy.options.window: the name 'tiny/2' sets "
+                       r"this option \(got 16; expected 2\)"):
+        windowed(shapes=("tiny", "tiny/2"), options={"window": 16})
 
 
 def test_warm_up_longer_than_the_budget_is_refused(tmp_path, registry):

@@ -153,13 +153,32 @@ def _set(parser: Parser, metavar: str, help_: str) -> None:
 
 
 def _shape(parser: Parser) -> None:
+    from deepnarrow.cost import CONVENTIONS
+    from deepnarrow.hardware import CHIPS
+    from deepnarrow.strategies import BUDGET_KINDS
+
     parser.add_argument("modality", metavar="MODALITY", help="deepnarrow list modalities")
-    parser.add_argument("expressions", metavar="EXPR", nargs="+", help="e.g. base-nl16-ff2k")
+    parser.add_argument("expressions", metavar="EXPR", nargs="*", default=[],
+                        help="e.g. base-nl16-ff2k; none with --strategy")
     _set(parser, "OPTION=VALUE", "a model option; several may be given")
     parser.add_argument("--convention", action=Once, default="matmul",
-                        help="how FLOPs are counted (default: every matmul)")
+                        help=f"how FLOPs are counted: {', '.join(CONVENTIONS)} (default: matmul)")
     parser.add_argument("--architecture", action=Once, default="transformer",
                         help="what fills the stacks (default: transformer)")
+    parser.add_argument("--ledger", action="store_true", help="costs by component")
+    parser.add_argument("--optimizer", action=Once, help="whose statistics the ledger and time "
+                        "budgets count: adafactor or adamw (default: adafactor)")
+    parser.add_argument("--strategy", metavar="NAME", action=Once, help="walk from a shape as far "
+                        "as a budget goes: deepnarrow list strategies")
+    parser.add_argument("--from", dest="base", metavar="EXPR", action=Once,
+                        help="where a strategy starts")
+    parser.add_argument("--budget", metavar="KIND:AMOUNT[,AMOUNT...]", action=Once,
+                        help=f"KIND: {', '.join(BUDGET_KINDS)}; AMOUNT: a number, or a shape for "
+                        "what that costs; several make a ladder")
+    parser.add_argument("--chip", metavar="NAME", action=Once,
+                        help=f"that a time budget is estimated for: {', '.join(CHIPS)}")
+    parser.add_argument("--batch-size", metavar="N", action=Once,
+                        help="that a time budget is estimated for (default: 128)")
 
 
 def _study(parser: Parser) -> None:

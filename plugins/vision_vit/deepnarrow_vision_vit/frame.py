@@ -40,7 +40,9 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
 
     With N patches of p x p x c values and C classes, the forward FLOPs of an example are
     `2 N p^2 c d_model` for the embedding and `2 d_model C` for the head; see `_count_map` for
-    attention pooling. Components are `embedding`, `position`, `pooling` and `head`.
+    attention pooling. The embedding's backward pass takes as much as its forward pass, not twice:
+    nothing needs a gradient of the image. Components are `embedding`, `position`, `pooling` and
+    `head`.
 
     Raises:
       InputError: the options make no model.
@@ -59,8 +61,9 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
     embed = 2 * patches * patch**2 * channels * d_model
     costs = Costs(
         # The patches and the logits are kept: the backward pass forms gradients of them.
-        arrays=tuple(arrays), flops=(FlopTerm("embedding", "weight", float(embed),
-                                     activation_floats=float(patches * patch**2 * channels)),),
+        arrays=tuple(arrays),
+        flops=(FlopTerm("embedding", "weight", float(embed), backward=1.0,
+                        activation_floats=float(patches * patch**2 * channels)),),
     )
     costs += _count_pooling(shape, options)
     if classes:
