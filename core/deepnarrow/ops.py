@@ -113,7 +113,8 @@ class NamedShape:
         defaults.
       fixed: those of `overrides` that the name fixes: a suffix, an operator on an option,
         everything that comes with a released name. The others are only defaults.
-      operators: symbols of the operators in the name.
+      operators: symbols of the name's operators on fields of the shape; an architecture must know
+        them. Operators on an option are the modality's own affair.
     """
 
     name: str
@@ -234,7 +235,7 @@ def apply(expression: Expression, vocabulary: Vocabulary) -> NamedShape:
             fixed.add(op.option)
         else:
             shape = apply_term(shape, op, term, where=f"shape {name!r}", owner=vocabulary.owner)
-    operators = tuple(term.symbol for term in expression.terms)
+    operators = tuple(t.symbol for t in expression.terms if not vocabulary.ops[t.symbol].option)
     return NamedShape(name, shape, overrides, frozenset(fixed), operators)
 
 

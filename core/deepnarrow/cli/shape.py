@@ -251,11 +251,11 @@ def _show_walks(console: Console, walks: Sequence[StrategyResult], counter: Coun
     rows = []
     for walked, step in steps:
         shape, costs = step.shape.shape, counter(step.shape)
-        rows.append((_amount(walked.kind, walked.budget), step.name, shape.num_encoder_layers,
-                     shape.num_decoder_layers, _amount(walked.kind, step.cost),
+        rows.append((step.name, shape.num_encoder_layers, shape.num_decoder_layers,
+                     _amount(walked.kind, step.cost), _amount(walked.kind, walked.budget),
                      f"{costs.params_total:,}", count(costs.flops_forward_per_example),
                      count(costs.flops_train_per_example)))
-    columns = ["budget:", "name", "el:", "dl:", "cost:", "params:", "forward:", "train:"]
+    columns = ["name", "el:", "dl:", "cost:", "budget:", "params:", "forward:", "train:"]
     console.print(table(columns, rows, title=f"{first.strategy} from {first.steps[0].name}"))
     lines = [f"stopped at {walked.steps[-1].name} with a budget of "
              f"{_amount(walked.kind, walked.budget)}: {walked.stopped_because}" for walked in walks]
