@@ -38,7 +38,6 @@ from deepnarrow.modality import (
     ParamArray,
     Params,
     Path,
-    Scores,
     Source,
     Stack,
     StackOptions,
@@ -49,6 +48,7 @@ from deepnarrow.modality import (
     axes_tree,
 )
 from deepnarrow.shape import Preset, Shape
+from deepnarrow.transfer.scores import score_accuracy
 
 LENGTH, CHANNELS = 4, 4
 UPSTREAM_CLASSES, TASK_CLASSES = 3, 4
@@ -111,7 +111,7 @@ def _source(inputs: np.ndarray, labels: np.ndarray, jitter: float) -> Source:
 
     digest = hashlib.sha256(inputs.tobytes() + labels.tobytes() + repr(jitter).encode())
     return Source(num_examples=len(labels), load=load, content_hash=digest.hexdigest(),
-                  tokens_per_example=LENGTH, labels=lambda: labels)
+                  labels=lambda: labels)
 
 
 def _upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
@@ -137,16 +137,11 @@ def _tasks(data_options: ConfigDict, options: ConfigDict) -> dict[str, Task]:
         kinds=frozenset({"few_shot", "fine_tune"}),
         examples=lambda split: _source(*arrays(split), jitter=0.0),
         metric=ACCURACY,
-        score=_score_accuracy,
+        score=score_accuracy,
         num_classes=TASK_CLASSES,
         options={"num_classes": TASK_CLASSES},
         baseline=lambda split: arrays(split)[0].reshape(counts[split], LENGTH * CHANNELS),
     )}
-
-
-def _score_accuracy(predictions: np.ndarray, labels: np.ndarray) -> Scores:
-    correct = (np.argmax(predictions, axis=-1) == labels).astype(np.float64)
-    return Scores({"accuracy": float(correct.mean())}, correct)
 
 
 # --- the frame: embedding, mean over positions, head ---------------------------------------------

@@ -47,12 +47,16 @@ def build_stacks(
 ) -> dict[str, Stack]:
     """Has `architecture` fill every stack that `modality` needs for `shape`.
 
+    The architecture finds its own options in `StackOptions.architecture`: its defaults, unless the
+    modality sets them. A study cannot set them yet: that comes with a second architecture.
+
     Raises:
       NotApplicable: the architecture cannot serve one of the stacks.
     """
     stacks: dict[str, Stack] = {}
     for spec in modality.stack_specs(shape, options):
-        stack_options = spec.options
+        own = {**architecture.options, **spec.options.architecture}
+        stack_options = dataclasses.replace(spec.options, architecture=own)
         if spec.context is not None:
             stack_options = dataclasses.replace(
                 stack_options, context_length=stacks[spec.context].output_length

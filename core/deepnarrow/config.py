@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.errors import InputError, shorten, suggest
-from deepnarrow.protocol import Protocol, RunOptions
+from deepnarrow.protocol import MAX_SEED, Protocol, RunOptions
 from deepnarrow.settings import Report, apply_settings, build, build_value, like, parse_settings
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class StudyConfig:
 
     Attributes:
       name: the study's name.
-      seeds: pre-training seeds, each in [0, 2^32).
+      seeds: pre-training seeds, each in [0, 2^31).
       modalities: the modalities' parts, by name.
       run: how the runs are watched.
     """
@@ -75,9 +75,9 @@ class StudyConfig:
                              expected=f"1 to {MAX_NAME} printable characters")
         _check_unique("study", "seeds", self.seeds)
         for seed in self.seeds:
-            if not 0 <= seed < 2**32:
+            if not 0 <= seed <= MAX_SEED:
                 raise InputError("study", "a seed is out of range", got=seed,
-                                 expected=">= 0 and < 2^32")
+                                 expected=">= 0 and < 2^31")
         if not self.modalities:
             raise InputError("study", "modalities is empty", expected="at least one modality")
         for name, part in self.modalities.items():

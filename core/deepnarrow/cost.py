@@ -11,6 +11,10 @@ three times forward: a backward pass multiplies each matrix twice (Kaplan et al.
 Hoffmann et al. 2022, appendix F). The conventions that count matmuls one by one (`matmul`,
 `chinchilla`, `hardware`) leave out the product that nobody needs where a matmul's input is data
 (`FlopTerm.backward`); `kaplan` and `palm` count by parameters, as their papers do.
+
+A token is a position of a stack, and an example has those of all its stacks: T5's inputs and
+targets (encoder and decoder), a ViT's patches and its class token, if any. Padding counts, for it
+is computed too.
 """
 
 from __future__ import annotations
@@ -183,7 +187,7 @@ class CostSummary:
       flops_train_per_example: of forward and backward pass.
       flops_by_component: forward FLOPs per example.
       flops_train_by_component: training FLOPs per example.
-      tokens_per_example: positions of all stacks together.
+      tokens_per_example: positions of all stacks together (encoder and decoder).
       activation_bytes_per_example: kept for the backward pass without remat.
       costs: what it was computed from, which `convert` reads.
     """
@@ -292,7 +296,7 @@ def ledger(
 
 
 def tokens_per_example(costs: Costs) -> int:
-    """Positions of all stacks together (T5: inputs and targets; ViT: patches)."""
+    """Positions of all stacks together (T5: inputs and targets; ViT: patches, class token)."""
     return sum(costs.lengths.values())
 
 

@@ -19,10 +19,10 @@ from grain.experimental import index_shuffle
 
 from deepnarrow.errors import InputError
 from deepnarrow.modality import EXAMPLE_ID, EXAMPLE_MASK, Example, Source
+from deepnarrow.protocol import MAX_SEED
 
 NumpyBatch = dict[str, np.ndarray]
 
-MAX_SEED = 2**31 - 1  # a seed is an int32 inside jit
 _EVAL_SEED = 2**32  # no training seed reaches it
 _MAX_STEPS = 2**40
 # Large sources are shuffled by a cipher, index by index and without memory. It walks until it falls

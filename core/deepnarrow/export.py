@@ -69,7 +69,7 @@ def export_csv(store: Store, path: str | Path) -> int:
 
 
 def export_parquet(store: Store, path: str | Path) -> int:
-    """Writes the flat table of `store` as Parquet; columns are typed, none is null.
+    """Writes the flat table of `store` as Parquet: columns are typed, an empty cell is null.
 
     Returns:
       The number of rows.

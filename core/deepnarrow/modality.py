@@ -108,7 +108,8 @@ class Costs:
       flops: the forward pass's work.
       activation_floats: kept for the backward pass without remat, per example, besides what the
         terms of `flops` keep.
-      lengths: positions of each stack by role; `count_costs` sets it.
+      lengths: positions of each stack by role; `count_costs` sets it. A position of a stack is a
+        token: an example has as many as all stacks together (encoder and decoder).
       remat: the model option of that name; `count_costs` sets it.
       float_bytes: bytes of one activation; `count_costs` sets it.
     """
@@ -163,7 +164,8 @@ class StackOptions:
       remat: `none`, `full` or `dots`: what the backward pass recomputes.
       scan: apply the layers by `jax.lax.scan` (compile time independent of depth) or unrolled.
       context_length: for stacks with cross-attention: length of the context, else None.
-      architecture: the architecture's own options.
+      architecture: the architecture's own options; the core lays them over the architecture's
+        defaults, so that `make_stack` always finds every one.
     """
 
     norm: Literal["rms", "layer"] = "layer"
@@ -190,7 +192,7 @@ class StackSpec:
 
     Attributes:
       role: `encoder` or `decoder`; also the first key of its parameters' paths.
-      length: number of positions.
+      length: number of positions; each is a token to the ledger.
       options: how its blocks are built.
       context: the role whose output this stack cross-attends to; the core then sets
         `options.context_length` to that stack's `output_length`.
@@ -243,7 +245,8 @@ class Architecture:
       make_stack: `make_stack(shape, role, length, options) -> Stack`; raises
         `NotApplicable(reason)` where it cannot serve.
       operators: symbols of the operators that mean something here.
-      options: defaults of its own options (reach it as `options.architecture`).
+      options: defaults of its own options, which `make_stack` finds in `options.architecture`. A
+        study cannot set them yet: that comes with the first architecture that needs it.
     """
 
     name: str
@@ -262,7 +265,7 @@ class BoundArchitecture:
       make_model: `make_model(shape, options) -> Model`.
       count_costs: `count_costs(shape, options) -> Costs`, all of the model.
       operators: symbols of the operators that mean something here.
-      options: defaults of its own options.
+      options: defaults of its own options, which its functions apply themselves.
     """
 
     name: str
@@ -328,14 +331,12 @@ class Source:
         sources ignore it.
       content_hash: sha256 (hex) of what determines every example (bytes of the data and the options
         of the preprocessing), never of a path; part of the trial's key.
-      tokens_per_example: positions that one example has the model process, for `tokens_seen`.
-      examples_per_class: for labelled sources, `labels()` -> int array [num_examples]; else None.
+      labels: for labelled sources, `labels()` -> int array [num_examples]; else None.
     """
 
     num_examples: int
     load: Callable[[int, np.random.Generator], Example]
     content_hash: str
-    tokens_per_example: int = 1
     labels: Callable[[], np.ndarray] | None = None
 
 
@@ -423,8 +424,8 @@ class Modality:
 
     Attributes:
       name: e.g. `audio_ast`; also its entry point's name.
-      presets: open shape names, which take operators; `tiny` is among them (under 1 M parameters
-        outside the embedding, so that every check runs in seconds).
+      presets: open shape names, which take operators; `tiny` is among them (small
+        enough that every check runs in seconds).
       catalogue: released checkpoints by name, which take no operators; may be empty.
       options: defaults of the model's options, as a ConfigDict; all that the model reads is here.
       data_options: defaults of the data's options (paths, sizes), likewise.

@@ -13,12 +13,12 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from deepnarrow.errors import InputError, suggest
+from deepnarrow.errors import InputError, shorten, suggest
 from deepnarrow.records import COSTS, MetricRow, Origin, Record, Status, latest
 
 Direction = Literal["min", "max"]
@@ -29,6 +29,7 @@ STEP_TIME = "step_time_s"
 REFERENCES = ("chance", "majority")
 # Scores of the split that choices are made on stand in the records; quality is the test split's.
 SELECTION = "validation/"
+ONE_AT_A_TIME = "these records mix studies with different settings; analyse them one at a time"
 
 
 # --- fronts of plain numbers ---------------------------------------------------------------------
@@ -218,29 +219,55 @@ def shape_table(records: Iterable[Record]) -> list[ShapeRow]:
     """Returns one row a (modality, architecture, shape name), in order of modality and size.
 
     Raises:
-      InputError: one training seed of one shape is there twice, so settings of several studies are
-        mixed.
+      InputError: settings of several studies are mixed: records of one shape differ in more than
+        the seed, those of one modality in protocol or data, or a seed of a shape is there twice.
     """
     groups: dict[tuple[str, str, str], list[Record]] = {}
-    architectures: dict[str, set[str]] = {}
+    modalities: dict[str, list[Record]] = {}
     for record in latest(records):
         groups.setdefault((record.modality, record.architecture, record.name), []).append(record)
-        architectures.setdefault(record.modality, set()).add(record.architecture)
-    rows = [_shape_row(group, several=len(architectures[modality]) > 1)
-            for (modality, _, _), group in groups.items()]
+        modalities.setdefault(record.modality, []).append(record)
+    for modality, mine in modalities.items():
+        _check_settings(f"modality {modality!r}", mine, ("protocol", "data"))
+    several = {modality: len({record.architecture for record in mine}) > 1
+               for modality, mine in modalities.items()}
+    rows = [_shape_row(group, several[modality]) for (modality, _, _), group in groups.items()]
     return sorted(rows, key=lambda row: (
         row.modality, row.costs["params_non_embedding"] or math.inf, row.label))
 
 
+def _check_settings(where: str, records: Sequence[Record], names: Iterable[str]) -> None:
+    """Refuses records whose configs differ under one of `names`; absent from one, it is equal."""
+    for name in names:
+        first, *others = [r.config[name] for r in records if name in r.config] or [None]
+        for other in others:
+            if other != first:
+                path, one, two = _difference(name, first, other)
+                raise InputError(
+                    where, f"records differ in {shorten(path, 120)}",
+                    got=f"{shorten(one, 30)} and {shorten(two, 30)}",
+                    expected="one setting, so that only shapes and seeds differ",
+                    hint=ONE_AT_A_TIME)
+
+
+def _difference(path: str, one: Any, two: Any) -> tuple[str, Any, Any]:
+    """Where two unequal settings differ first, as a dotted path, and what is there."""
+    while isinstance(one, Mapping) and isinstance(two, Mapping):
+        name = next(k for k in [*one, *two] if k not in one or k not in two or one[k] != two[k])
+        path, one, two = f"{path}.{name}", one.get(name, "nothing"), two.get(name, "nothing")
+    return path, one, two
+
+
 def _shape_row(group: list[Record], several: bool) -> ShapeRow:
     one = group[0]
+    where = f"shape {one.name!r} of {one.modality}"
+    _check_settings(where, group, sorted({k for r in group for k in r.config} - {"seed"}))
     done = [record for record in group if record.status == "done"]
     twice = [seed for seed, count in Counter(r.seed for r in done).items() if count > 1]
     if twice:
         raise InputError(
-            f"shape {one.name!r} of {one.modality}", "has two finished runs of one seed",
-            got=f"seed {twice[0]}", expected="one protocol, so one run a seed",
-            hint="these records mix studies with different settings; analyse them one at a time")
+            where, "has two finished runs of one seed", got=f"seed {twice[0]}",
+            expected="one protocol, so one run a seed", hint=ONE_AT_A_TIME)
     times: dict[str, list[float]] = {}
     for record in done:
         times.setdefault(machine(record), []).extend(_finite(record.costs.get(STEP_TIME)))

@@ -122,6 +122,9 @@ class Registry:
     plugins: tuple[PluginInfo, ...]
     hooks: Any  # pluggy's relay, for the observers
     owners: Mapping[tuple[str, str], str]  # (kind, name) -> distribution
+    # (plugin, hook) of the observers whose failure `notify` has reported.
+    reported: set[tuple[str, str]] = dataclasses.field(
+        default_factory=set, init=False, compare=False, repr=False)
 
     def modality(self, name: str) -> Modality:
         """Returns a modality; the error lists what there is and why a plugin is unavailable."""
@@ -142,6 +145,37 @@ class Registry:
             ops=self.shape_ops, options=frozenset(modality.options.keys()),
             suffix_option=modality.suffix_option,
         )
+
+
+def notify(registry: Registry, hook_name: str, **arguments: Any) -> None:
+    """Calls an observer hook of every plugin, each by itself: what one does harms nobody else.
+
+    What an observer prints goes to stderr. What it raises ends neither the run nor the others; the
+    first time a plugin's hook does so stderr says whose it is. Ctrl-C still gets through.
+
+    Args:
+      registry: of the loaded plugins.
+      hook_name: `deepnarrow_step_end` or `deepnarrow_run_end`.
+      **arguments: all that the hook's specification names.
+    """
+    for implementation in reversed(getattr(registry.hooks, hook_name).get_hookimpls()):
+        values = [arguments[name] for name in implementation.argnames]
+        try:
+            with _contained(f"{hook_name} raised "):
+                implementation.function(*values)
+        except Exception as error:
+            where = (implementation.plugin_name, hook_name)
+            if where not in registry.reported:
+                registry.reported.add(where)
+                _warn(registry, implementation.plugin_name, error)
+
+
+def _warn(registry: Registry, plugin_name: str, error: Exception) -> None:
+    """Says on one line of stderr whose observer failed; a stderr that is gone is no error."""
+    info = next(p for p in registry.plugins if p.name == plugin_name and p.error is None)
+    text = shorten(f"warning: {_where(info)}: {str(error).removeprefix(': ')}", 500)
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -170,31 +204,35 @@ def load_plugins(
 
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    loaded = [_register(manager, builtin, PluginInfo("builtin", CORE, __version__))]
-    points, taken = _split_by_name(entry_points)
+    core = PluginInfo("builtin", CORE, __version__)
+    loaded = [_register(manager, builtin, core)]
+    points, taken = _split_by_name(entry_points, core)
     loaded += [*taken, *(_load(manager, point) for point in points)]
     loaded += [_register(manager, module, PluginInfo(module.__name__, module.__name__, ""))
                for module in extra]
     plugins = _settle([_collect(manager, p) if p.info.error is None else p for p in loaded])
-    for info in (p.info for p in plugins if p.info.error):
-        if strict or info.name == "builtin":
+    for plugin in (p for p in plugins if p.info.error):
+        info = plugin.info
+        if strict or (info.name, info.distribution) == (core.name, core.distribution):
             raise PluginError(_where(info), str(info.error))
-        if manager.has_plugin(info.name):  # its observers stay silent too
-            manager.unregister(name=info.name)
+        if plugin.module is not None:  # its observers stay silent too
+            manager.unregister(plugin.module)
     return _registry(plugins, manager)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plugin:
-    """A plugin while it is loaded: what it registers, by kind and name."""
+    """A plugin while it is loaded: what it registers, by kind and name, and its module where pluggy
+    has it. A refused plugin may share its name, or even its module, with one that is fine."""
 
     info: PluginInfo
     items: Mapping[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
+    module: types.ModuleType | None = None
 
     def refused(self, error: Exception | str) -> _Plugin:
         """This plugin as unavailable, with the reason on one line."""
         text = " ".join(str(error).removeprefix(": ").split())
-        return _Plugin(dataclasses.replace(self.info, error=text), self.items)
+        return dataclasses.replace(self, info=dataclasses.replace(self.info, error=text))
 
 
 def _where(info: PluginInfo) -> str:
@@ -203,18 +241,20 @@ def _where(info: PluginInfo) -> str:
 
 # --- discovery --------------------------------------------------------------------------------
 def _split_by_name(
-    entry_points: Iterable[importlib.metadata.EntryPoint],
+    entry_points: Iterable[importlib.metadata.EntryPoint], core: PluginInfo
 ) -> tuple[list[importlib.metadata.EntryPoint], list[_Plugin]]:
-    """Returns entry points to load, and those whose name several distributions claim."""
+    """Returns entry points to load, and those whose name several distributions claim; `core` has
+    its name without an entry point."""
     claims: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
     for point in sorted(entry_points, key=lambda p: (p.name, _info(p).distribution, p.value)):
         claims.setdefault(point.name, {}).setdefault(point.value, point)
     load, taken = [], []
     for name, points in claims.items():
         infos = {value: _info(point) for value, point in points.items()}
-        owners = " and ".join(sorted(info.distribution for info in infos.values()))
+        claimants = [*infos.values(), *([core] if name == core.name else [])]
+        owners = " and ".join(sorted(info.distribution for info in claimants))
         for value, info in infos.items():
-            if len(points) == 1 or _keeps(info, infos.values()):
+            if len(claimants) == 1 or _keeps(info, claimants):
                 load.append(points[value])
             else:
                 taken.append(_Plugin(info).refused(
@@ -269,6 +309,12 @@ def _register(manager: pluggy.PluginManager, module: object, info: PluginInfo) -
             and not hasattr(value, f"{hookspecs.PROJECT}_impl")]
     if bare:
         return plugin.refused(f"{bare[0]} is not decorated with deepnarrow.hookimpl")
+    wrappers = [name for name, value in vars(module).items() if isinstance(
+        value, types.FunctionType) and _is_wrapper(value)]
+    if wrappers:
+        return plugin.refused(f"{wrappers[0]} is a hook wrapper: no hook here can be wrapped")
+    if manager.is_registered(module):
+        return plugin.refused(f"its module is already registered, as {manager.get_name(module)!r}")
     try:
         manager.register(module, name=info.name)
         manager.check_pending()
@@ -278,11 +324,17 @@ def _register(manager: pluggy.PluginManager, module: object, info: PluginInfo) -
     if not manager.get_hookcallers(module):
         _forget(manager, module, info.name)
         return plugin.refused("registers no hooks: are they decorated with deepnarrow.hookimpl?")
-    return plugin
+    return dataclasses.replace(plugin, module=module)
+
+
+def _is_wrapper(function: types.FunctionType) -> bool:
+    """True where pluggy would run `function` around the other implementations of its hook."""
+    options = getattr(function, f"{hookspecs.PROJECT}_impl", None) or {}
+    return bool(options.get("wrapper") or options.get("hookwrapper"))
 
 
 def _forget(manager: pluggy.PluginManager, module: types.ModuleType, name: str) -> None:
-    """Unregisters, unless the module is another plugin's that was registered before."""
+    """Unregisters, unless the name is another plugin's that was registered before."""
     if manager.get_plugin(name) is module:
         manager.unregister(name=name)
 
@@ -295,7 +347,7 @@ def _collect(manager: pluggy.PluginManager, plugin: _Plugin) -> _Plugin:
     for kind, contract in _CONTRACTS.items():
         try:
             with _contained(f"deepnarrow_register_{kind}: "):
-                for name, item in _returned(manager, plugin.info, kind, contract):
+                for name, item in _returned(manager, plugin, kind, contract):
                     if (kind, name) in items:
                         raise PluginError("", f"registers {contract.noun} {name!r} twice")
                     items[kind, name] = item
@@ -303,17 +355,17 @@ def _collect(manager: pluggy.PluginManager, plugin: _Plugin) -> _Plugin:
             problem = problem or error
     names = {kind: tuple(n for k, n in items if k == kind) for kind in _CONTRACTS}
     info = dataclasses.replace(plugin.info, names={k: v for k, v in names.items() if v})
-    collected = _Plugin(info, items)
+    collected = dataclasses.replace(plugin, info=info, items=items)
     return collected.refused(problem) if problem else collected
 
 
 def _returned(
-    manager: pluggy.PluginManager, info: PluginInfo, kind: str, contract: Contract
+    manager: pluggy.PluginManager, plugin: _Plugin, kind: str, contract: Contract
 ) -> Iterator[tuple[str, Any]]:
     """The (name, item) pairs that a plugin's hook of this kind returned, each checked."""
     hook = f"deepnarrow_register_{kind}"
     for implementation in getattr(manager.hook, hook).get_hookimpls():
-        if implementation.plugin_name != info.name:
+        if implementation.plugin is not plugin.module:
             continue
         with _contained(f"{hook} raised "):
             returned = implementation.function()

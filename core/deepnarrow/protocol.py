@@ -14,6 +14,8 @@ from typing import Literal
 
 from deepnarrow.errors import InputError
 
+MAX_SEED = 2**31 - 1  # a seed is an int32 inside compiled programs
+
 
 def check_range(
     where: str,
@@ -41,6 +43,15 @@ def check_choice(where: str, name: str, value: object, choices: Sequence[object]
             got=value,
             expected=f"one of {', '.join(map(str, choices))}",
         )
+
+
+def check_names(where: str, name: str, values: Sequence[object]) -> None:
+    """Raises `InputError` where a list that a stage works through is empty or repeats itself."""
+    if not values:
+        raise InputError(where, f"{name} is empty", expected="at least one",
+                         hint="leave the whole stage out to skip it")
+    if len(set(values)) < len(values):
+        raise InputError(where, f"{name} names one twice", got=", ".join(map(str, values)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +116,10 @@ class OptimizerConfig:
         check_range("optimizer", "clip_norm", self.clip_norm, 0)
         check_range("optimizer", "b1", self.b1, 0, 0.9999)
         check_range("optimizer", "b2", self.b2, 0, 0.999999)
-        if self.name == "adafactor" and self.weight_decay:
-            raise InputError(
-                "optimizer", "adafactor takes no weight_decay", got=self.weight_decay, expected=0
-            )
+        if self.name == "adafactor" and (self.weight_decay, self.b1, self.b2) != (0.0, 0.9, 0.999):
+            raise InputError("optimizer", "adafactor takes no weight_decay, b1 or b2",
+                             got=f"{self.weight_decay}, {self.b1}, {self.b2}",
+                             hint="leave them out, or take adamw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +139,8 @@ class FewShot:
     l2: float = 1024.0
 
     def __post_init__(self) -> None:
+        check_names("few_shot", "tasks", self.tasks)
+        check_names("few_shot", "shots", self.shots)
         for shots in self.shots:
             check_range("few_shot", "shots", shots, 1)
         check_range("few_shot", "seeds", self.seeds, 1)
@@ -155,10 +168,16 @@ class FineTune:
     dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        check_names("fine_tune", "tasks", self.tasks)
         check_range("fine_tune", "examples", self.examples, 1)
         check_range("fine_tune", "batch_size", self.batch_size, 1)
         check_range("fine_tune", "seeds", self.seeds, 1)
         check_range("fine_tune", "dropout_rate", self.dropout_rate, 0, 0.99)
+
+    @property
+    def steps(self) -> int:
+        """Updates that the budget pays for: rounded down, at least 1."""
+        return max(1, self.examples // self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)

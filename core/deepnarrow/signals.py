@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 from types import FrameType, TracebackType
 
 EXIT_PREEMPTED = 75
@@ -30,7 +30,10 @@ class StopRequest:
             os._exit(EXIT_PREEMPTED)
         self.requested = True
         name = signal.Signals(number).name
-        sys.stderr.write(f"\n{name}: saving, then stopping; once more leaves at once\n")
+        # Not sys.stderr: the signal may have come in the middle of a write to it, and a buffered
+        # stream refuses to be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{name}: saving, then stopping; once more leaves at once\n".encode())
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,17 +17,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.data import TrainStream, check_seed, eval_batches
-from deepnarrow.errors import InputError
+from deepnarrow.errors import InputError, Preempted
 from deepnarrow.modality import Batch, Key, LossOutput, Model, Params, Source
 from deepnarrow.optim import make_optimizer
 from deepnarrow.protocol import OptimizerConfig, RunOptions
 from deepnarrow.records import CurvePoint, Stage, Status
+from deepnarrow.steptimer import StepTimer
 
 Scalar = Float[Array, ""]
 Metrics = dict[str, tuple[Scalar, Scalar]]  # name -> (sum, weight)
 
-WARMUP_STEPS = 3  # left out of the step time: compilation, cold caches
-MIN_TIMED_STEPS = 20  # fewer make no step time
 PROGRESS_SECONDS = 0.5  # between two reports of progress
 _INIT, _STEPS = 0, 1  # the two uses of a seed's key
 
@@ -168,6 +166,12 @@ def step_bytes(program: Program, batch: Batch) -> float | None:
     return float(memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept)
 
 
+def metric_names(program: Program, batch: Batch) -> set[str]:
+    """Returns the names of what `eval_step` gives for `batch`: traced, not computed."""
+    params = jax.eval_shape(program.init, np.int32(0)).params
+    return set(jax.eval_shape(program.eval_step, params, batch))
+
+
 # --- evaluation ----------------------------------------------------------------------------------
 class Meter:
     """Sums metrics over steps on the host, in float64; converting waits until it is asked for."""
@@ -209,11 +213,18 @@ def _average(total: Any, count: Any) -> clu_metrics.Average:
 
 
 def evaluate(
-    program: Program, params: Params, source: Source, batch_size: int
+    program: Program, params: Params, source: Source, batch_size: int,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
-    """Returns each metric's mean over the whole of `source`, `loss` included."""
+    """Returns each metric's mean over the whole of `source`, `loss` included.
+
+    Raises:
+      Preempted: `should_stop`, asked before each batch, said True.
+    """
     meter = Meter()
     for batch in eval_batches(source, batch_size):
+        if should_stop is not None and should_stop():
+            raise Preempted("asked to stop while evaluating")
         meter.add(program.eval_step(params, batch))
         meter.collect(leave=1)  # the device works on this batch while the host loads the next
     return meter.means()
@@ -227,7 +238,8 @@ class TrainResult:
     Attributes:
       state: the last state; its params are finite.
       curve: points of this run, from before any interruption too.
-      step_time_s: median seconds a step, completion to completion; None below 20 timed steps.
+      step_time_s: median seconds a step, completion to completion, without the steps after which
+        something was logged, evaluated or saved; None below 20 timed steps.
       status: `done`, `diverged` or `preempted`.
       steps: updates applied in all.
       seconds: wall time of the loop, from before any interruption too.
@@ -239,33 +251,6 @@ class TrainResult:
     status: Status
     steps: int
     seconds: float
-
-
-class StepTimer:
-    """Times steps from completion to completion, so that running ahead hides nothing."""
-
-    def __init__(self, saved: float | None = None):
-        self._saved, self._last, self._skip = saved, None, WARMUP_STEPS
-        self._seconds: list[float] = []
-
-    def completed(self) -> None:
-        """Notes that a step has just been completed."""
-        now = time.perf_counter()
-        if self._last is not None:
-            if self._skip:
-                self._skip -= 1
-            else:
-                self._seconds.append(now - self._last)
-        self._last = now
-
-    def pause(self) -> None:
-        """Leaves out the time until the next completion: something else was done."""
-        self._last = None
-
-    def median(self) -> float | None:
-        """Returns the median, that of before an interruption where too few were timed since."""
-        enough = len(self._seconds) >= MIN_TIMED_STEPS
-        return statistics.median(self._seconds) if enough else self._saved
 
 
 @dataclasses.dataclass
@@ -340,24 +325,39 @@ class _Loop:
         """Steps until the end, a divergence, or a request to stop."""
         total, previous = self.program.total_steps, None
         seed = np.int32(self.seed)
-        while stream.step < total:
-            if self.should_stop():
-                self.save(state, stream.step)
-                return state, self.diverged(state) or "preempted"
-            state, metrics = self.program.step(state, next(stream), seed)
-            step = stream.step
-            # Waiting for the step before this one keeps the device busy and the host one ahead.
-            if previous is not None:
-                finite = bool(previous["finite"][0])
-                self.log.timer.completed()
-                if not finite:
+        try:
+            self.resume(state, stream.step)
+            while stream.step < total:
+                if self.should_stop():
+                    raise Preempted("asked to stop while training")
+                state, metrics = self.program.step(state, next(stream), seed)
+                step = stream.step
+                # Waiting for the step before keeps the device busy and the host one ahead.
+                if previous is not None:
+                    finite = bool(previous["finite"][0])
+                    self.log.timer.completed()
+                    if not finite:
+                        break
+                previous = metrics
+                self.log.meter.add(metrics)
+                self.progress.update(step)
+                if self.due(step) and self.observe(state, step):
                     break
-            previous = metrics
-            self.log.meter.add(metrics)
-            self.progress.update(step)
-            if self.due(step) and self.observe(state, step):
-                break
+        except Preempted:
+            self.save(state, stream.step)
+            return state, self.diverged(state) or "preempted"
         return state, self.diverged(state) or "done"
+
+    def resume(self, state: TrainState, step: int) -> None:
+        """Makes up for an evaluation that a request to stop cut short: its state was saved."""
+        points = (p for p in self.log.curve if p.step == step)
+        if step and self.evaluation_due(step) and not any(
+                p.name.startswith("validation/") for p in points):
+            self.evaluate(state, step)
+
+    def evaluation_due(self, step: int) -> bool:
+        every = self.run.eval_every
+        return step == self.program.total_steps or (every > 0 and step % every == 0)
 
     def due(self, step: int) -> bool:
         every = (self.run.log_every, self.run.eval_every, self.run.checkpoint_every)
@@ -370,7 +370,7 @@ class _Loop:
         last = step == self.program.total_steps
         if last or step % self.run.log_every == 0:
             self.write_log(step)
-        if last or (self.run.eval_every and step % self.run.eval_every == 0):
+        if self.evaluation_due(step):
             self.evaluate(state, step)
         if last or step % self.run.checkpoint_every == 0:
             self.save(state, step)
@@ -385,10 +385,12 @@ class _Loop:
         self.progress.update(step, now=True)
         if self.on_log is not None:
             self.on_log(step, values)
+        self.log.timer.pause()
 
     def evaluate(self, state: TrainState, step: int) -> None:
         if self.validation is not None:
-            values = evaluate(self.program, state.params, self.validation, self.batch_size)
+            values = evaluate(self.program, state.params, self.validation, self.batch_size,
+                              self.should_stop)
             self.log.add_points(step, "validation", values)
             self.log.timer.pause()
 
@@ -432,7 +434,8 @@ def train(
       checkpointer: where to save and to look for a checkpoint; None to do neither.
       progress: called as `progress(step, total_steps, text)`.
       on_log: called as `on_log(step, metrics)` with the means since the last call.
-      should_stop: asked before each step; if it says True, the state is saved and training ends.
+      should_stop: asked before each step and each batch of `validation`; if it says True, the
+        state is saved and training ends as `preempted`.
 
     Returns:
       The result. A loss, gradient or update that is not finite is never applied and ends training

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +22,23 @@ from deepnarrow.config import StudyConfig, resolve_options
 from deepnarrow.data import eval_batches
 from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import write_json
-from deepnarrow.modality import AnyArchitecture, Metric, Scores, Task
+from deepnarrow.modality import Metric, Scores, Task
+from deepnarrow.plugins import notify
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.store import Store
-from deepnarrow.train import Program, TrainResult, make_program, step_bytes, train
-from deepnarrow.transfer.fewshot import extract_features, majority_accuracy, probe
-from deepnarrow.transfer.finetune import (
-    FineTuneProgram,
-    finetune,
-    make_finetune,
-    task_labels,
-)
+from deepnarrow.train import Program, TrainResult, make_program, metric_names, step_bytes, train
+from deepnarrow.transfer.fewshot import chance, extract_features, majority_accuracy, probe
+from deepnarrow.transfer.finetune import FineTuneProgram, finetune, make_finetune, task_labels
 
 if TYPE_CHECKING:
     from deepnarrow.plugins import Registry
     from deepnarrow.progress import StudyProgress
     from deepnarrow.protocol import FewShot, FineTune
     from deepnarrow.signals import StopRequest
-    from deepnarrow.study import Cell, ModalityData, Trial, Unit
+    from deepnarrow.trials import Cell, ModalityData, Trial, Unit
 
 EVAL_BATCH = 256
+_FINETUNE = 1  # tells fine-tuning's seeds from pre-training's
 
 
 @dataclasses.dataclass
@@ -50,6 +48,14 @@ class Measured:
     metrics: list[MetricRow] = dataclasses.field(default_factory=list)
     curve: list[CurvePoint] = dataclasses.field(default_factory=list)
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds of a stage."""
+        start = time.monotonic()
+        yield
+        self.seconds[stage] = time.monotonic() - start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +68,20 @@ class CellPrograms:
 
 
 class UnitRunner:
-    """Runs units of one study in this process and stores their records."""
+    """Runs units of one study in this process and stores their records.
+
+    Attributes:
+      ended: trials that have a record now.
+    """
 
     def __init__(
-        self,
-        config: StudyConfig,
-        registry: Registry,
-        data: Mapping[str, ModalityData],
-        cells: Mapping[str, Cell],
-        workdir: Path,
-        store: Store,
-        progress: StudyProgress,
+        self, config: StudyConfig, registry: Registry, data: Mapping[str, ModalityData],
+        cells: Mapping[str, Cell], workdir: Path, store: Store, progress: StudyProgress,
         stop: StopRequest,
     ):
         self.config, self.registry, self.data, self.cells = config, registry, data, cells
         self.workdir, self.store, self.progress, self.stop = workdir, store, progress, stop
+        self.ended = 0
         environment.enable_compilation_cache()
         # Raw inputs do not depend on shape or seed: one probe a modality and task.
         self.raw_probe = functools.cache(self._raw_probe)
@@ -87,123 +92,79 @@ class UnitRunner:
         for trial in unit.trials:
             if self.stop.requested:
                 return False
-            start = time.monotonic()
             self._say(trial)
             try:
                 programs = programs or self._build(trial)
-                record = self._run(trial, programs, start)
+                record = self._run(trial, programs)
             except Preempted:
                 return False
-            except InputError:
-                raise
-            except Exception as error:  # the cell fails, the study goes on
-                record = self._failed(trial, error, time.monotonic() - start)
+            except Exception as error:  # the trial fails, the study goes on
+                record = self._failed(trial, error)
             self.store.add(record)
-            self.registry.hooks.deepnarrow_run_end(record=record.to_dict())
-            self.progress.ended(self._line(record))
+            self.ended += 1
+            notify(self.registry, "deepnarrow_run_end", record=record.to_dict())
+            self.progress.ended(_line(record))
         return True
 
     def _say(self, trial: Trial) -> None:
         self.progress.stage(f"{trial.modality} {trial.shape.name} seed {trial.seed}")
-        write_json(
-            self.workdir / "running.json",
-            {
-                "pid": os.getpid(),
-                "key": trial.key,
-                "modality": trial.modality,
-                "name": trial.shape.name,
-                "seed": trial.seed,
-            },
-        )
-
-    def _line(self, record: Record) -> str:
-        best = [
-            f"{m.metric} {m.value:.4g}"
-            for m in record.metrics
-            if m.stage == "upstream" and m.value is not None
-        ]
-        return f"{record.modality} {record.name} seed {record.seed}: {record.status}" + (
-            f", {', '.join(best)}" if best else ""
-        )
+        write_json(self.workdir / "running.json", {
+            "pid": os.getpid(), "key": trial.key, "modality": trial.modality,
+            "name": trial.shape.name, "seed": trial.seed})
 
     def _build(self, trial: Trial) -> CellPrograms:
         data = self.data[trial.modality]
         architecture = self.registry.architecture(trial.architecture)
         options = resolve_options(data.modality.options, trial.options, "options")
-        model = make_model(data.modality, architecture, trial.shape.shape, options)
+        shape, stage = trial.shape.shape, trial.protocol.fine_tune
+        model = make_model(data.modality, architecture, shape, options)
         program = make_program(model, trial.protocol.optimizer, self.cells[trial.key].steps)
-        finetunes = self._finetunes(trial, architecture, options)
-        batches = eval_batches(data.upstream.train, trial.protocol.batch_size)
-        return CellPrograms(program, finetunes, step_bytes(program, next(batches)))
-
-    def _finetunes(
-        self, trial: Trial, architecture: AnyArchitecture, options: Any
-    ) -> dict[str, FineTuneProgram]:
-        stage, data = trial.protocol.fine_tune, self.data[trial.modality]
-        if stage is None:
-            return {}
-        return {
+        batch = next(eval_batches(data.upstream.train, trial.protocol.batch_size))
+        _check_metric(data.upstream.metric, metric_names(program, batch), trial.modality)
+        finetunes = {} if stage is None else {
             name: make_finetune(
-                data.modality, architecture, trial.shape.shape, options, data.tasks[name], stage
-            )
-            for name in stage.tasks
-        }
+                data.modality, architecture, shape, options, data.tasks[name], stage)
+            for name in stage.tasks}
+        return CellPrograms(program, finetunes, step_bytes(program, batch))
 
-    # --- stages --------------------------------------------------------------------------------
-    def _run(self, trial: Trial, programs: CellPrograms, start: float) -> Record:
-        measured, directory = Measured(), self.workdir / "runs" / trial.key
-        result, seconds = self._upstream(trial, programs.program, measured, directory)
+    # --- stages -------------------------------------------------------------------------------
+    def _run(self, trial: Trial, programs: CellPrograms) -> Record:
+        measured = Measured()
+        result = self._upstream(trial, programs.program, measured)
         if result.status == "done":
             params = result.state.params
             if trial.protocol.few_shot:
-                began = time.monotonic()
-                self._few_shot(trial, trial.protocol.few_shot, programs.program, params, measured)
-                seconds["few_shot"] = time.monotonic() - began
+                with measured.timed("few_shot"):
+                    self._few_shot(trial, trial.protocol.few_shot, programs.program, params,
+                                   measured)
             if trial.protocol.fine_tune:
-                began = time.monotonic()
-                self._fine_tune(trial, trial.protocol.fine_tune, programs, params, measured)
-                seconds["fine_tune"] = time.monotonic() - began
-        seconds["total"] = time.monotonic() - start
-        return self._record(trial, programs, measured, result, seconds)
+                with measured.timed("fine_tune"):
+                    self._fine_tune(trial, trial.protocol.fine_tune, programs, params, measured)
+        return self._record(trial, programs, measured, result)
 
-    def _upstream(
-        self, trial: Trial, program: Program, measured: Measured, directory: Path
-    ) -> tuple[TrainResult, dict[str, float]]:
+    def _upstream(self, trial: Trial, program: Program, measured: Measured) -> TrainResult:
         upstream = self.data[trial.modality].upstream
-        with Checkpointer(directory / "checkpoints") as checkpointer:
+        with Checkpointer(self._directory(trial) / "checkpoints") as checkpointer:
             result = train(
-                program,
-                upstream.train,
-                seed=trial.seed,
-                batch_size=trial.protocol.batch_size,
-                run=self.config.run,
-                validation=upstream.validation,
-                checkpointer=checkpointer,
-                progress=self.progress.steps,
-                on_log=self._observer(trial, program),
-                should_stop=self.stop,
-            )
-        self._stop_if(result.status == "preempted")
+                program, upstream.train, seed=trial.seed, batch_size=trial.protocol.batch_size,
+                run=self.config.run, validation=upstream.validation, checkpointer=checkpointer,
+                progress=self.progress.steps, on_log=self._observer(trial, program),
+                should_stop=self.stop)
+        _stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
+        measured.seconds["upstream"] = result.seconds
         if result.status == "done":
             measured.metrics.extend(_upstream_rows(upstream.metric, result))
-        return result, {"upstream": result.seconds}
+        return result
 
     def _observer(
         self, trial: Trial, program: Program
     ) -> Callable[[int, Mapping[str, float]], None]:
         def on_log(step: int, metrics: Mapping[str, float]) -> None:
-            self.registry.hooks.deepnarrow_step_end(
-                info={
-                    "trial_key": trial.key,
-                    "modality": trial.modality,
-                    "shape": trial.shape.name,
-                    "seed": trial.seed,
-                    "step": step,
-                    "total_steps": program.total_steps,
-                    "metrics": metrics,
-                }
-            )
+            notify(self.registry, "deepnarrow_step_end", info={
+                "trial_key": trial.key, "modality": trial.modality, "shape": trial.shape.name,
+                "seed": trial.seed, "step": step, "total_steps": program.total_steps,
+                "metrics": dict(metrics)})
 
         return on_log
 
@@ -211,17 +172,16 @@ class UnitRunner:
         self, trial: Trial, stage: FewShot, program: Program, params: Any, measured: Measured
     ) -> None:
         """The probe on pre-trained features, on an untrained network's, and on raw inputs."""
-        untrained = program.init(trial.seed).params
+        untrained = program.init(np.int32(trial.seed)).params
+        origins: list[tuple[Origin, Any]] = [("pretrained", params), ("untrained", untrained)]
         for name in stage.tasks:
             self.progress.stage(f"{trial.modality} {trial.shape.name}: few-shot {name}")
             task = self.data[trial.modality].tasks[name]
-            origins: list[tuple[Origin, Any]] = [("pretrained", params), ("untrained", untrained)]
             for origin, network in origins:
                 train_xy, test_xy = (
-                    extract_features(program.features, network, task.examples(split), EVAL_BATCH)
-                    for split in ("train", "test")
-                )
-                self._stop_if(self.stop.requested)
+                    extract_features(program.features, network, task.examples(split), EVAL_BATCH,
+                                     should_stop=self.stop)
+                    for split in ("train", "test"))
                 rows, outcomes = _probe_rows(task, stage, train_xy, test_xy, origin)
                 measured.metrics.extend(rows)
                 measured.outcomes.extend(outcomes if origin == "pretrained" else ())
@@ -230,18 +190,12 @@ class UnitRunner:
     def _raw_probe(self, modality: str, name: str, stage: FewShot) -> list[MetricRow]:
         """Raw inputs under the same probe, and what guessing gets."""
         task = self.data[modality].tasks[name]
-        labels = {s: task_labels(task, s) for s in ("train", "test")}
-        metric = task.metric
+        labels = {split: task_labels(task, split) for split in ("train", "test")}
+        direction = task.metric.direction
+        guess = majority_accuracy(labels["train"], labels["test"])
         rows = [
-            MetricRow("few_shot", name, "chance", metric.direction, 1 / task.num_classes, "raw"),
-            MetricRow(
-                "few_shot",
-                name,
-                "majority",
-                metric.direction,
-                majority_accuracy(labels["train"], labels["test"]),
-                "raw",
-            ),
+            MetricRow("few_shot", name, "chance", direction, chance(task.num_classes), "raw"),
+            MetricRow("few_shot", name, "majority", direction, guess, "raw"),
         ]
         if task.baseline is not None:
             train_xy, test_xy = ((task.baseline(s), labels[s]) for s in ("train", "test"))
@@ -255,81 +209,91 @@ class UnitRunner:
             metric, majority = program.task.metric, None
             for seed in range(stage.seeds):
                 self.progress.stage(f"{trial.modality} {trial.shape.name}: fine-tune {name}")
-                result = finetune(program, params, seed=_finetune_seed(trial.seed, seed),
+                result = finetune(program, params, seed=finetune_seed(trial.seed, seed),
                                   should_stop=self.stop, progress=self.progress.steps)
-                self._stop_if(result.status == "preempted")
+                _stop_if(result.status == "preempted")
                 majority = result.majority
-                measured.curve.extend(
-                    dataclasses.replace(p, name=f"{name}/seed{seed}/{p.name}")
-                    for p in result.curve
-                )
+                measured.curve.extend(dataclasses.replace(p, name=f"{name}/seed{seed}/{p.name}")
+                                      for p in result.curve)
                 measured.metrics.extend(_score_rows(name, metric, seed, result.scores))
                 measured.outcomes.extend(_score_outcomes(name, metric, seed, result.scores))
             measured.metrics.append(
                 MetricRow("fine_tune", name, "majority", metric.direction, majority, "raw"))
 
-    # --- records -------------------------------------------------------------------------------
-    def _stop_if(self, stop: bool) -> None:
-        if stop:
-            raise Preempted
+    # --- records ------------------------------------------------------------------------------
+    def _directory(self, trial: Trial) -> Path:
+        return self.workdir / "runs" / trial.key
 
     def _record(
-        self, trial: Trial, programs: CellPrograms, measured: Measured, result: TrainResult,
-        seconds: Mapping[str, float],
+        self, trial: Trial, programs: CellPrograms, measured: Measured, result: TrainResult
     ) -> Record:
-        cell, upstream = self.cells[trial.key], self.data[trial.modality].upstream
+        costs = self.cells[trial.key].costs
         examples = result.steps * trial.protocol.batch_size
-        summary = cell.costs
-        costs = {
-            "params_total": float(summary.params_total),
-            "params_non_embedding": float(summary.params_non_embedding),
-            "flops_forward_per_example": summary.flops_forward_per_example,
-            "flops_train_total": summary.flops_train_per_example * examples,
-            "tokens_seen": float(examples * upstream.train.tokens_per_example),
-            "step_time_s": result.step_time_s,
-            "peak_bytes": programs.peak_bytes,
-        }
-        return Record(
-            trial.key,
-            self.config.name,
-            trial.modality,
-            trial.architecture,
-            trial.shape.name,
-            trial.shape.shape.to_dict(),
-            trial.seed,
-            "diverged" if result.status == "diverged" else "done",
-            json.loads(json.dumps(trial.config())),
-            costs,
-            summary.convention,
-            {**environment.describe(), "seconds": seconds["total"], "stages": dict(seconds)},
-            tuple(measured.metrics),
-            tuple(measured.curve),
-            tuple(measured.outcomes),
+        return dataclasses.replace(
+            self._blank(trial),
+            status="diverged" if result.status == "diverged" else "done",
+            costs={
+                "params_total": float(costs.params_total),
+                "params_non_embedding": float(costs.params_non_embedding),
+                "flops_forward_per_example": costs.flops_forward_per_example,
+                "flops_train_total": costs.flops_train_per_example * examples,
+                "tokens_seen": float(examples * costs.tokens_per_example),
+                "step_time_s": result.step_time_s,
+                "peak_bytes": programs.peak_bytes,
+            },
+            environment={**environment.describe(), "seconds": sum(measured.seconds.values()),
+                         "stages": dict(measured.seconds)},
+            metrics=tuple(measured.metrics),
+            curve=tuple(measured.curve),
+            outcomes=tuple(measured.outcomes),
         )
 
-    def _failed(self, trial: Trial, error: Exception, seconds: float) -> Record:
-        directory = self.workdir / "runs" / trial.key
+    def _failed(self, trial: Trial, error: Exception) -> Record:
+        directory = self._directory(trial)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "error.txt").write_text("".join(traceback.format_exception(error)))
-        summary = self.cells[trial.key].costs
+        what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return dataclasses.replace(
+            self._blank(trial),
+            costs={"params_total": float(self.cells[trial.key].costs.params_total)},
+            environment={**environment.describe(), "error": shorten(what, 500)})
+
+    def _blank(self, trial: Trial) -> Record:
+        """The record of a trial that has measured nothing."""
         return Record(
-            trial.key,
-            self.config.name,
-            trial.modality,
-            trial.architecture,
-            trial.shape.name,
-            trial.shape.shape.to_dict(),
-            trial.seed,
-            "failed",
-            json.loads(json.dumps(trial.config())),
-            {"params_total": float(summary.params_total)},
-            summary.convention,
-            {
-                **environment.describe(),
-                "seconds": seconds,
-                "error": shorten(f"{type(error).__name__}: {error}", 500),
-            },
-        )
+            key=trial.key, study=self.config.name, modality=trial.modality,
+            architecture=trial.architecture, name=trial.shape.name,
+            shape=trial.shape.shape.to_dict(), seed=trial.seed, status="failed",
+            config=json.loads(json.dumps(trial.config())), costs={},
+            flop_convention=self.cells[trial.key].costs.convention, environment={})
+
+
+def finetune_seed(seed: int, index: int) -> int:
+    """Returns the seed of the `index`-th fine-tuning of pre-training seed `seed`.
+
+    Hashed, so that it shares no stream of examples or dropout with any pre-training seed.
+    """
+    return int(np.random.SeedSequence((_FINETUNE, seed, index)).generate_state(1)[0] >> 1)
+
+
+def _line(record: Record) -> str:
+    best = [f"{m.metric} {m.value:.4g}" for m in record.metrics
+            if m.stage == "upstream" and m.value is not None]
+    if record.status == "failed":
+        best = [record.environment["error"]]
+    head = f"{record.modality} {record.name} seed {record.seed}: {record.status}"
+    return ", ".join([head, *best])
+
+
+def _stop_if(stop: bool) -> None:
+    if stop:
+        raise Preempted
+
+
+def _check_metric(metric: Metric, known: set[str], modality: str) -> None:
+    if metric.name not in known:
+        raise InputError(f"modality {modality!r}", "its model does not measure upstream's metric",
+                         got=metric.name, expected=f"one of {', '.join(sorted(known))}")
 
 
 def _upstream_rows(metric: Metric, result: TrainResult) -> list[MetricRow]:
@@ -344,54 +308,21 @@ def _upstream_rows(metric: Metric, result: TrainResult) -> list[MetricRow]:
 
 
 def _probe_rows(
-    task: Task,
-    stage: FewShot,
-    train_xy: tuple[np.ndarray, np.ndarray],
-    test_xy: tuple[np.ndarray, np.ndarray],
-    origin: Origin,
+    task: Task, stage: FewShot, train_xy: tuple[np.ndarray, np.ndarray],
+    test_xy: tuple[np.ndarray, np.ndarray], origin: Origin,
 ) -> tuple[list[MetricRow], list[Outcome]]:
     """Probes all shots and seeds; one row each, and the outcome of every test example."""
     seeds = tuple(range(stage.seeds))
-    result = probe(
-        *train_xy,
-        *test_xy,
-        num_classes=task.num_classes,
-        shots=stage.shots,
-        seeds=seeds,
-        l2=(stage.l2,),
-    )
+    result = probe(*train_xy, *test_xy, num_classes=task.num_classes, shots=stage.shots,
+                   seeds=seeds, l2=(stage.l2,))
     rows, outcomes = [], []
     for i, shots in enumerate(stage.shots):
         for j, seed in enumerate(seeds):
-            rows.append(
-                MetricRow(
-                    "few_shot",
-                    task.name,
-                    "accuracy",
-                    "max",
-                    float(result.accuracy[0, i, j]),
-                    origin,
-                    shots,
-                    seed,
-                )
-            )
-            outcomes.append(
-                Outcome(
-                    "few_shot",
-                    task.name,
-                    "accuracy",
-                    origin,
-                    tuple(float(v) for v in result.correct[0, i, j]),
-                    shots,
-                    seed,
-                )
-            )
+            rows.append(MetricRow("few_shot", task.name, "accuracy", "max",
+                                  float(result.accuracy[0, i, j]), origin, shots, seed))
+            outcomes.append(Outcome("few_shot", task.name, "accuracy", origin,
+                                    tuple(map(float, result.correct[0, i, j])), shots, seed))
     return rows, outcomes
-
-
-def _finetune_seed(seed: int, finetune_seed: int) -> int:
-    """Fine-tuning draws its own numbers for each pre-training seed; below 2^31."""
-    return (seed * 1009 + finetune_seed) % 2**31
 
 
 def _score_rows(

@@ -7,6 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+# Raised by every change of the code that changes what a trial gives: records made before it no
+# longer count as finished.
+REVISION = 1
+
 
 def trial_key(config: Mapping[str, Any]) -> str:
     """Returns 32 hex digits of the sha256 of `config` as canonical JSON.

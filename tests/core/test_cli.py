@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from deepnarrow import cli
 from deepnarrow.cli.parser import COMMANDS, LIST_KINDS, integer, integers, number, parse
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.records import MetricRow, Record
+from deepnarrow.signals import StopRequest
 from deepnarrow.store import Store
 from deepnarrow.study import StudySummary
 
@@ -130,7 +132,7 @@ BAD_ARGUMENTS = [
     (["pareto"], "the following arguments are required: SOURCE", ""),
     (["pareto", "absent"], "source 'absent': is no study's workdir", ""),
     (["report", "absent", "--out", "x"], "source 'absent': is no study's workdir", ""),
-    (["report", "absent", "--out", "x.html"], "--out: is no folder (got 'x.html'", ""),
+    (["report", "absent", "--out", "x.html"], "source 'absent': is no study's workdir", ""),
     (["report", "absent"], "the following arguments are required: --out", ""),
     (["probe", "--train", "x.npz"], "the following arguments are required: --test", ""),
     (["probe", "--train", "absent.npz", "--test", "t.npz"], "absent.npz: is not a file", ""),
@@ -176,16 +178,42 @@ def replace_command(monkeypatch, function) -> None:
     monkeypatch.setattr(listing, "run", function)
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Preempted("study 'x' in w")])
-def test_a_stop_exits_with_75(run, monkeypatch, stop):
+@pytest.mark.parametrize(("stop", "line"), [
+    (KeyboardInterrupt(), "stopped: Ctrl-C"),
+    (Preempted("study 'x' in w"), "stopped: study 'x' in w; the same command goes on from here"),
+])
+def test_a_stop_exits_with_75(run, monkeypatch, stop, line):
     def command(options):
         raise stop
 
     replace_command(monkeypatch, command)
-    code, out, err = run("list")
-    assert (code, out) == (75, "")
-    assert err.startswith("stopped: ")
-    assert err.count("\n") == 1
+    assert run("list") == (75, "", f"{line}\n")
+
+
+class Reentered:
+    def write(self, text):
+        raise RuntimeError("reentrant call")
+
+
+def test_the_first_signal_asks_and_writes_past_a_busy_stderr(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stderr", Reentered())
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capfd.readouterr() == (
+        "", "\nSIGTERM: saving, then stopping; once more leaves at once\n")
+
+
+def test_signals_without_a_stderr_and_the_second_leaves_at_once():
+    code = ("import os, signal; from deepnarrow.signals import StopRequest; os.close(2)\n"
+            "with StopRequest() as stop:\n"
+            "    signal.raise_signal(signal.SIGINT); print(stop(), flush=True)\n"
+            "    signal.raise_signal(signal.SIGINT); print('still here', flush=True)\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (75, "True\n")
 
 
 def test_a_bug_is_a_traceback(monkeypatch):
@@ -251,8 +279,7 @@ def test_ctrl_c_exits_with_75(tmp_path):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "Traceback" not in err
+    assert (process.returncode, err) == (75, "stopped: Ctrl-C\n")
     assert not (tmp_path / "w").exists()
 
 
@@ -681,6 +708,17 @@ def test_status(run, workdir):
     assert "time left: about 2.0 s" in out
 
 
+def test_status_of_what_is_no_workdir(refused, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    [line] = refused("status", str(file))
+    assert str(file) in line
+    (tmp_path / "plan.json").write_text("{")
+    [line] = refused("status", str(tmp_path))
+    assert str(tmp_path) in line
+    assert "plan.json" in line
+
+
 # --- pareto and report ---------------------------------------------------------------------------
 def test_pareto_json(run, workdir):
     code, out, _ = run("pareto", str(workdir), "--cost", "params:min", "--quality",
@@ -723,6 +761,48 @@ def test_pareto_refuses(refused, workdir, arguments, expected):
 def test_a_source_given_twice_is_refused(refused, workdir):
     [line] = refused("pareto", str(workdir), f"{workdir}/../workdir")
     assert "is given twice" in line
+
+
+def test_pareto_refuses_workdirs_of_two_protocols(refused, tmp_path):
+    folders = []
+    for amount in (100, 200):
+        folder = tmp_path / str(amount)
+        folder.mkdir()
+        config = {"protocol": {"budget": {"amount": amount}}}
+        with Store(folder / "records.sqlite") as store:
+            store.add(record(f"s{amount}", 0, 10, 1.0, config=config))
+        folders.append(str(folder))
+    [line] = refused("pareto", *folders)
+    assert "modality 'toy': records differ in protocol.budget.amount (got 100 and 200" in line
+
+
+def test_report_writes_a_folder_or_a_page(run, workdir, tmp_path):
+    code, out, _ = run("report", str(workdir), "--out", str(tmp_path / "folder"), "--json")
+    files = json.loads(out)["files"]
+    assert (code, files[0]) == (0, str(tmp_path / "folder" / "report.html"))
+    page = tmp_path / "new" / "page.html"
+    page.parent.mkdir()
+    (page.parent / "report.html").write_text("mine")
+    code, out, _ = run("report", str(workdir), "--out", str(page), "--json")
+    written = json.loads(out)["files"]
+    assert (code, written[0]) == (0, str(page))
+    assert len(files) > 1
+    for one, other in zip(files, written, strict=True):
+        assert Path(one).read_bytes() == Path(other).read_bytes()
+    assert sorted(map(str, page.parent.iterdir())) == sorted(
+        [*written, str(page.parent / "report.html")])
+    assert (page.parent / "report.html").read_text() == "mine"
+
+
+def test_report_refuses_places_where_no_page_can_be(refused, workdir, tmp_path):
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").write_text("x")
+    for place, expected in (("folder.html", "--out: is a folder (got"),
+                            ("file", "--out: is no folder (got"),
+                            ("file/page.html", "--out: cannot be written: ")):
+        [line] = refused("report", str(workdir), "--out", str(tmp_path / place))
+        assert expected in line
+        assert place in line
 
 
 # --- probe ---------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toy import LENGTH
+
 from deepnarrow.assemble import count_costs
 from deepnarrow.cost import (
     CONVENTIONS,
@@ -67,6 +69,16 @@ def test_parameters_by_hand():
     assert costs.params_by_component == {
         "embedding": EMBEDDING, "decoder/attention": LAYERS * 4 * D_MODEL * D_ATTN,
         "decoder/mlp": LAYERS * 2 * D_MODEL * D_FF, "decoder/norm": NORMS}
+
+
+def test_tokens_are_the_positions_of_all_stacks(toy):
+    modality, toy_mlp = toy
+    shape = modality.presets["tiny"].shape
+    for architecture in (toy_mlp, TRANSFORMER):  # bound and general
+        costs = count_costs(modality, architecture, shape, modality.options)
+        assert summarize(costs).tokens_per_example == LENGTH
+    both = Costs(lengths={"encoder": INPUTS, "decoder": TARGETS})
+    assert summarize(both).tokens_per_example == INPUTS + TARGETS
 
 
 def test_matmul_counts_every_product():

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from deepnarrow.errors import InputError
+from deepnarrow.errors import InputError, Preempted
 from deepnarrow.transfer import fewshot
 
 
@@ -322,3 +322,17 @@ def test_features_of_every_example_in_order(toy):
     np.testing.assert_array_equal(x, [2 * e["inputs"].ravel() for e in examples])
     np.testing.assert_array_equal(y, source.labels())
     assert (x.dtype, y.dtype) == (np.float32, np.int64)
+
+
+def test_extracting_features_stops_when_asked(toy):
+    modality, _ = toy
+    source = modality.tasks(modality.data_options, modality.options)["toy_task"].examples("test")
+    calls, answers = [], iter([False, False, True])
+
+    def features(params, batch):
+        calls.append(None)
+        return batch["inputs"].reshape(len(batch["inputs"]), -1)
+
+    with pytest.raises(Preempted):
+        fewshot.extract_features(features, None, source, 16, lambda: next(answers))
+    assert len(calls) == 2

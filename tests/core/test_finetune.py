@@ -161,7 +161,8 @@ def test_rank_classification_scores_every_candidate(runs, toy):
 
 
 # --- ends other than done -------------------------------------------------------------------------
-@pytest.mark.parametrize("stop_after", [3, 50, 51])  # while training; before each split
+# While training; before each batch of validation (2) and test (3).
+@pytest.mark.parametrize("stop_after", [3, *range(50, 55)])
 def test_preempted(runs, stop_after):
     asked = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
@@ -196,6 +197,46 @@ def test_an_earlier_attempt_of_a_finished_key_is_not_counted():
 def test_one_seed_twice_under_other_settings_is_refused():
     with pytest.raises(InputError, match=r"shape 'tiny' of vision.*two finished runs.*seed 0"):
         shape_table([make(key="a"), make(key="b")])
+
+
+def with_config(record, **config):
+    return dataclasses.replace(record, config=config)
+
+
+def test_records_of_one_shape_differ_in_nothing_but_the_seed():
+    same = [with_config(make(seed=i), seed=i, options={"remat": "none"}) for i in (0, 1)]
+    assert shape_table(same)[0].statuses == {"done": 2}
+    assert len(shape_table([*same, make(seed=2)])) == 1  # says nothing about its settings
+    other = with_config(make(seed=3), seed=3, options={"remat": "full"})
+    with pytest.raises(InputError, match=(
+            r"^shape 'tiny' of vision: records differ in options.remat \(got none and full; .*"
+            r"Hint: these records mix studies")):
+        shape_table([*same, other])
+    # Other shapes and architectures may have options of their own.
+    elsewhere = [with_config(make("wide"), options={"remat": "full"}),
+                 with_config(make(architecture="mixer"), options={"remat": "full"})]
+    assert len(shape_table([*same, *elsewhere])) == 3
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), [
+    ({"protocol": {"budget": {"amount": 100}, "few_shot": None}},
+     {"protocol": {"budget": {"amount": 200}, "few_shot": None}},
+     "protocol.budget.amount (got 100 and 200;"),
+    ({"protocol": {"few_shot": None}}, {"protocol": {"few_shot": {"shots": [5]}}},
+     "protocol.few_shot (got None and {'shots': [5]};"),
+    ({"data": {"upstream/train": "aa"}}, {"data": {"upstream/train": "bb"}},
+     "data.upstream/train (got aa and bb;"),
+    ({"data": {"upstream/train": "aa"}}, {"data": {"upstream/train": "aa", "digits/test": "cc"}},
+     "data.digits/test (got nothing and cc;"),
+])
+def test_shapes_of_one_modality_share_protocol_and_data(one, other, expected):
+    first, second = with_config(make("a"), **one), with_config(make("b"), **other)
+    for function in (shape_table, fronts):
+        with pytest.raises(InputError) as error:
+            function([first, second])
+        assert str(error.value).startswith(f"modality 'vision': records differ in {expected}")
+    assert len(shape_table([first, dataclasses.replace(second, modality="text")])) == 2
+    assert len(shape_table([first, with_config(second, **one)])) == 2
 
 
 def test_architectures_and_modalities_are_rows_of_their_own():

@@ -16,7 +16,7 @@ from deepnarrow.errors import PluginError
 from deepnarrow.hookspecs import hookimpl
 from deepnarrow.modality import Metric, Scores, Source, Task
 from deepnarrow.ops import ShapeOp
-from deepnarrow.plugins import GROUP, Launcher, LawForm, Strategy, load_plugins
+from deepnarrow.plugins import GROUP, Launcher, LawForm, Strategy, load_plugins, notify
 from deepnarrow.shape import Preset, Shape
 
 COUNTER = itertools.count()
@@ -148,6 +148,57 @@ def test_hook_step_end_and_hook_run_end_are_called_on_every_plugin():
     assert seen == [{"step": 1}, {"key": "k"}]
 
 
+# --- observers -----------------------------------------------------------------------------------
+OBSERVER = """
+from deepnarrow.hookspecs import hookimpl
+
+@hookimpl
+def deepnarrow_step_end(info):
+    print("step", info["step"])
+    {step}
+
+@hookimpl
+def deepnarrow_run_end():
+    {run}
+"""
+
+
+def test_an_observer_that_fails_is_named_once_and_harms_nobody(install, capsys):
+    fault = 'raise ValueError("two\\nlines")'
+    registry = load_plugins([
+        *install("acme-bad", {"bad": OBSERVER.format(step=fault, run="raise SystemExit(3)")}),
+        *install("acme-good", {"good": OBSERVER.format(step="pass", run="print('end')")}),
+        *install("acme-worse", {"worse": OBSERVER.format(step="info['no']", run="pass")})])
+    for step in (1, 2):
+        notify(registry, "deepnarrow_step_end", info={"step": step})
+        notify(registry, "deepnarrow_run_end", record={"key": "k"})
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert [lines.count(line) for line in ("step 1", "step 2", "end")] == [3, 3, 2]
+    assert sorted(line for line in lines if line.startswith("warning")) == [
+        "warning: plugin 'bad' of acme-bad: deepnarrow_run_end raised SystemExit: 3",
+        "warning: plugin 'bad' of acme-bad: deepnarrow_step_end raised ValueError: two\\nlines",
+        "warning: plugin 'worse' of acme-worse: deepnarrow_step_end raised KeyError: 'no'"]
+    assert len(lines) == 8 + 3
+
+
+def test_an_observers_own_plugin_error_names_its_plugin(install, capsys):
+    source = ("from deepnarrow.errors import PluginError\n"
+              + OBSERVER.format(step="raise PluginError('disk', 'is full')", run="pass"))
+    registry = load_plugins(install("acme-bad", {"bad": source}))
+    notify(registry, "deepnarrow_step_end", info={"step": 1})
+    assert capsys.readouterr().err == (
+        "step 1\nwarning: plugin 'bad' of acme-bad: disk: is full\n")
+
+
+def test_ctrl_c_in_an_observer_gets_through(install):
+    source = OBSERVER.format(step="raise KeyboardInterrupt", run="pass")
+    registry = load_plugins(install("acme-bad", {"bad": source}))
+    with pytest.raises(KeyboardInterrupt):
+        notify(registry, "deepnarrow_step_end", info={"step": 1})
+
+
 # --- broken modules ------------------------------------------------------------------------------
 BROKEN = {
     "raises ImportError": ("import no_such_module_here\n",
@@ -170,6 +221,9 @@ BROKEN = {
     "takes unknown arguments": ("from deepnarrow.hookspecs import hookimpl\n@hookimpl\n"
                                 "def deepnarrow_register_modalities(size):\n    return []\n",
                                 "size"),
+    "wraps a hook": (OBSERVER.format(step="yield", run="pass").replace(
+        "@hookimpl", "@hookimpl(wrapper=True)"),
+        "deepnarrow_step_end is a hook wrapper: no hook here can be wrapped"),
     "is a class": (":Plugin\nclass Plugin:\n    pass\n",
                    "the entry point is a type, not a module"),
     "is an object": (":plugin\nplugin = object()\n", "the entry point is a object, not a module"),
@@ -350,6 +404,51 @@ def test_the_core_keeps_its_names(install):
     assert list(registry.modalities) == ["mine"]
     assert registry.owners["modalities", "mine"] == "deepnarrow"
     assert "by deepnarrow and acme-thief" in reason(registry, "thief")
+
+
+def test_a_stranger_called_builtin_is_refused_alone(install, toy):
+    for number, source in enumerate((GOOD.format(name="other"), "import no_such_module_here\n")):
+        points = [*install(f"acme-{number}", {"builtin": source}),
+                  *install(f"good-{number}", {"good": GOOD.format(name="good")})]
+        registry = load_plugins(points)
+        assert list(registry.modalities) == ["good"]
+        assert {"NL", "SHKV"} <= set(registry.shape_ops)
+        [own, stranger] = [p for p in registry.plugins if p.name == "builtin"]
+        assert (own.distribution, own.error) == ("deepnarrow", None)
+        assert (stranger.distribution, stranger.error) == (
+            f"acme-{number}", "two distributions claim the entry-point name 'builtin': "
+            f"acme-{number} and deepnarrow; uninstall one of them")
+    registry = load_plugins([], [module_with("builtin", modalities=[toy[0]])])
+    assert "already registered" in str(registry.plugins[1].error)
+    assert "local" in registry.launchers
+
+
+def test_a_refused_namesake_takes_nothing_from_the_good_plugin(install, capsys):
+    good = GOOD.format(name="mine") + OBSERVER.format(step="pass", run="pass")
+    for number, bad in enumerate((GOOD.format(name="thief"), "import no_such_module_here\n")):
+        if not number:
+            points = install("deepnarrow", {"mine": good})
+        registry = load_plugins([*points, *install(f"acme-{number}", {"mine": bad})])
+        assert list(registry.modalities) == ["mine"]
+        assert [p.distribution for p in registry.plugins if p.error] == [f"acme-{number}"]
+        notify(registry, "deepnarrow_step_end", info={"step": 7})
+        assert capsys.readouterr() == ("", "step 7\n")
+
+
+def test_a_module_given_twice_stays_registered(toy, capsys):
+    module = module_with("twice", modalities=[toy[0]])
+
+    @hookimpl
+    def deepnarrow_step_end(info):
+        print(info)
+
+    module.deepnarrow_step_end = deepnarrow_step_end  # pyright: ignore[reportAttributeAccessIssue]
+    registry = load_plugins([], [module, module])
+    assert list(registry.modalities) == ["toy"]
+    assert [p.error for p in registry.plugins] == [
+        None, None, "its module is already registered, as 'twice'"]
+    notify(registry, "deepnarrow_step_end", info=1)
+    assert capsys.readouterr() == ("", "1\n")
 
 
 def test_one_entry_point_seen_twice_is_one_plugin(install):

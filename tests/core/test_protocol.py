@@ -35,9 +35,12 @@ def test_budget_steps_by_hand(budget, steps):
         (lambda: OptimizerConfig("adamw", 1e-3, "cosine", -1), "warmup_steps is out of range"),
         (
             lambda: OptimizerConfig("adafactor", 1e-3, "constant", weight_decay=0.1),
-            "adafactor takes no weight_decay",
+            "adafactor takes no weight_decay, b1 or b2 (got 0.1, 0.9, 0.999)",
         ),
         (lambda: FewShot(("t",), shots=(0,)), "shots is out of range (got 0; expected >= 1)"),
+        (lambda: FewShot(()), "few_shot: tasks is empty"),
+        (lambda: FewShot(("t",), shots=()), "few_shot: shots is empty"),
+        (lambda: FewShot(("t", "t")), "tasks names one twice (got t, t)"),
         (lambda: FewShot(("t",), l2=0.0), "l2 is out of range"),
         (lambda: FineTune(("t",), 0, 1, ADAMW), "examples is out of range"),
         (lambda: FineTune(("t",), 1, 1, ADAMW, dropout_rate=1.0), "dropout_rate is out of range"),

@@ -15,10 +15,11 @@ import pytest
 from deepnarrow.assemble import make_model
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.data import TrainStream, eval_batches
-from deepnarrow.errors import InputError
+from deepnarrow.errors import InputError, Preempted
 from deepnarrow.modality import LossOutput, Model, Source
 from deepnarrow.protocol import OptimizerConfig, RunOptions
-from deepnarrow.train import Meter, StepTimer, evaluate, make_program, train
+from deepnarrow.steptimer import StepTimer
+from deepnarrow.train import Meter, evaluate, make_program, metric_names, train
 
 STEPS = 12
 ADAMW = OptimizerConfig("adamw", 0.01, "cosine", warmup_steps=2)
@@ -155,6 +156,21 @@ def test_evaluation_weighs_every_example_once(program, model, upstream, batch_si
     assert values.keys() == {"loss", "accuracy"}
 
 
+def test_evaluation_stops_when_asked(program, upstream):
+    answers = iter([False, True])
+    with pytest.raises(Preempted):
+        evaluate(program, program.init(0).params, upstream.validation, 8, lambda: next(answers))
+    assert list(answers) == []
+
+
+def test_metric_names_are_those_of_an_evaluation(program, upstream):
+    batch = next(eval_batches(upstream.validation, 8))
+    assert metric_names(program, batch) == {"loss", "accuracy"}
+    linear = make_program(linear_model(), constant(1e-3), 10)
+    batch = {name: np.zeros(4, np.float32) for name in ("x", "y", "example_mask")}
+    assert metric_names(linear, batch) == {"loss", "noise"}
+
+
 def test_meter_sums_in_float64_and_is_restored_from_its_totals():
     values = np.float32(np.random.default_rng(0).random(100))
     whole, first = Meter(), Meter()
@@ -219,18 +235,21 @@ def test_eval_every_0_evaluates_the_last_step_only(program, upstream):
     assert {p.step for p in result.curve if p.name.startswith("validation")} == {STEPS}
 
 
+# Asked before 12 steps and before 4 batches of validation after each of the steps 4, 8, 12.
+QUESTIONS = STEPS + 3 * 4
+
+
 def interrupted(program, upstream, directory, stops):
-    """Trains, asked to stop before each step of `stops` in turn; returns the last result."""
+    """Trains, each run stopped at the question of that number; returns the last run's result."""
     results = []
     for stop in [*stops, None]:
         asked = iter(range(10**6))
         with Checkpointer(directory) as checkpointer:
-            begun = checkpointer.latest_step() or 0
             results.append(train(
                 program, upstream.train, seed=3, batch_size=8, run=RUN,
                 validation=upstream.validation, checkpointer=checkpointer,
-                should_stop=lambda: stop is not None and begun + next(asked) == stop))  # noqa: B023
-            assert checkpointer.latest_step() == results[-1].steps == (stop or STEPS)
+                should_stop=lambda: next(asked) == stop))  # noqa: B023
+            assert checkpointer.latest_step() == results[-1].steps
     assert [r.status for r in results] == ["preempted"] * len(stops) + ["done"]
     return results[-1]
 
@@ -241,7 +260,7 @@ def unbroken(program, upstream):
                  validation=upstream.validation)
 
 
-@pytest.mark.parametrize("stops", [[k] for k in range(1, STEPS)] + [[1, 2, 7, 7, 11]],
+@pytest.mark.parametrize("stops", [[k] for k in range(1, QUESTIONS)] + [[1, 2, 5, 2, 7, 1]],
                          ids=lambda stops: "-".join(map(str, stops)))
 def test_a_resumed_run_ends_with_the_same_bits(program, upstream, tmp_path, unbroken, stops):
     result = interrupted(program, upstream, tmp_path, stops)
@@ -343,6 +362,15 @@ def test_step_time_leaves_out_pauses(monkeypatch):
     timer.completed()
     assert timer.median() == 1
     assert len(timer._seconds) == 27
+
+
+def test_step_time_leaves_out_logging(model, upstream):
+    program = make_program(model, ADAMW, 60)
+    seconds = 0.05
+    result = train(program, upstream.train, seed=0, batch_size=8, run=RunOptions(log_every=2),
+                   on_log=lambda step, values: time.sleep(seconds))
+    assert result.seconds > 30 * seconds
+    assert 0 < result.step_time_s < seconds / 2
 
 
 def test_threads_end_with_training(program, upstream):

@@ -13,7 +13,9 @@ from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol, RunOptions
 from deepnarrow.signals import StopRequest
 from deepnarrow.store import Store
-from deepnarrow.study import dry_run, open_data, plan_trials, run_study, study_status
+from deepnarrow.study import dry_run, run_study, study_status
+from deepnarrow.trial import finetune_seed
+from deepnarrow.trials import open_data, plan_trials
 
 SHAPES = ("tiny", "tiny-nl4", "tiny-ff64")
 ADAMW = OptimizerConfig("adamw", 3e-3, "cosine", warmup_steps=5)
@@ -153,7 +155,7 @@ def test_a_cell_that_fails_is_recorded_and_retried_and_the_study_goes_on(
 def test_keys_hash_what_determines_the_result_and_nothing_else(registry):
     def keys(config):
         data = {name: open_data(study, registry) for name, study in config.modalities.items()}
-        return [t.key for t in plan_trials(config, registry, data)]
+        return [t.key for t in plan_trials(config, registry, data)[0]]
 
     config = make_config()
     assert len(set(keys(config))) == 6
@@ -164,6 +166,49 @@ def test_keys_hash_what_determines_the_result_and_nothing_else(registry):
     noisier = dataclasses.replace(config.modalities["toy"], data={"noise": 0.7})
     other = dataclasses.replace(config, modalities={"toy": noisier})
     assert set(keys(other)).isdisjoint(keys(config))
+
+
+def test_equal_shapes_are_run_once_and_it_is_said(registry, capsys):
+    rows = dry_run(make_config(shapes=("tiny", "tiny-nl2")), registry)
+    assert [r["name"] for r in rows] == ["tiny"]
+    assert "note: toy: tiny-nl2 is tiny; it is run once" in capsys.readouterr().err
+
+
+def test_token_budgets_pay_by_the_positions_of_the_cell(registry):
+    config = make_config(shapes=("tiny",), seeds=(0,))
+    toys = config.modalities["toy"]
+    protocol = dataclasses.replace(
+        toys.protocol, budget=Budget("tokens", 16 * toy.LENGTH * 30), fine_tune=None)
+    study = dataclasses.replace(toys, protocol=protocol)
+    config = dataclasses.replace(config, modalities={"toy": study})
+    assert dry_run(config, registry)[0]["steps"] == 30
+
+
+def test_more_shots_than_a_class_has_are_refused_before_training(tmp_path, registry):
+    config = make_config()
+    toys = config.modalities["toy"]
+    few_shot = FewShot(("toy_task",), shots=(16,))
+    study = dataclasses.replace(toys, protocol=dataclasses.replace(
+        toys.protocol, few_shot=few_shot))
+    with pytest.raises(InputError, match=r"class 0 of 'toy_task' has too few .*got 16.*<= 15"):
+        run_study(dataclasses.replace(config, modalities={"toy": study}), tmp_path, registry)
+
+
+def test_a_report_follows_the_records_it_is_of(tmp_path, registry, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("deepnarrow.report.write_report",
+                        lambda records, *_, **__: drawn.append(len(records)) or [])
+    run_study(make_config(shapes=("tiny",)), tmp_path, registry)
+    run_study(make_config(shapes=("tiny",)), tmp_path, registry)
+    run_study(make_config(shapes=("tiny",), seeds=(0,)), tmp_path, registry)
+    assert drawn == [2, 1]  # the same records: not drawn again; fewer seeds: drawn again
+
+
+def test_fine_tuning_shares_no_seed_with_pre_training():
+    seeds = {finetune_seed(seed, index) for seed in range(100) for index in range(20)}
+    assert len(seeds) == 2000
+    assert not seeds & set(range(100))
+    assert max(seeds) < 2**31
 
 
 def test_dry_run_counts_every_cell_and_trains_nothing(tmp_path, registry):
@@ -212,7 +257,7 @@ def windowed(**given):
     study = dataclasses.replace(config.modalities["toy"], **given)
     config = dataclasses.replace(config, modalities={"toy": study})
     data = {"toy": open_data(study, registry)}
-    return [trial.options["window"] for trial in plan_trials(config, registry, data)]
+    return [trial.options["window"] for trial in plan_trials(config, registry, data)[0]]
 
 
 def test_a_users_option_wins_over_a_presets_default_and_must_not_contradict_a_name():

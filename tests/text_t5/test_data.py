@@ -169,7 +169,6 @@ def test_upstream_decides_the_models_options(pretraining):
     example = pretraining.train.load(3, np.random.default_rng(0))
     assert {name: (a.shape, a.dtype) for name, a in example.items()} == {
         "inputs": ((64,), np.int32), "targets": ((14,), np.int32)}
-    assert pretraining.train.tokens_per_example == 78
     assert pretraining.train.num_examples > 20 * pretraining.validation.num_examples / 2 > 100
 
 

@@ -17,7 +17,7 @@ from deepnarrow_vision_vit.sources import (
     load_digits,
     make_source,
 )
-from deepnarrow_vision_vit.tasks import score_accuracy, tasks, upstream
+from deepnarrow_vision_vit.tasks import tasks, upstream
 
 
 def data_with(**changes):
@@ -59,13 +59,6 @@ def test_upstream_decides_the_models_options():
         "image_size": 12, "channels": 1, "num_classes": 20}
     assert upstream(data_with(rotations=1, canvas=8), model_options()).options == {
         "image_size": 8, "channels": 1, "num_classes": 5}
-
-
-@pytest.mark.parametrize(("pool", "tokens"), [("gap", 9), ("tok", 10)])
-def test_tokens_are_the_encoders_positions(pool, tokens):
-    options = model_options()
-    options.pool_type = pool
-    assert upstream(data_with(), options).train.tokens_per_example == tokens
 
 
 def test_examples_are_scaled_images_with_their_labels():
@@ -132,7 +125,7 @@ def test_equal_images_share_a_split():
     twice = Images("twins", np.concatenate([pixels, pixels]), labels, white=16)
     assert np.array_equal(twice.hashed[:40], twice.hashed[40:])
     assert len(np.unique(twice.hashed)) == 3 * 40
-    train = make_source(twice, (0, 1), (0.0, 0.5), canvas=8, tokens_per_example=1)
+    train = make_source(twice, (0, 1), (0.0, 0.5), canvas=8)
     assert 0 < train.num_examples < 80
     assert train.num_examples % 2 == 0
 
@@ -177,8 +170,7 @@ def test_the_hash_knows_what_determines_an_example():
     for changes in ({"augment": "none"}, {"canvas": 16}, {"rotations": 1},
                     {"upstream_classes": (0, 1, 2)}):
         hashes.append(upstream(data_with(**changes), model_options()).train.content_hash)
-    digits, everything = load_digits(), {"classes": (0, 1), "share": (0.0, 1.0), "canvas": 8,
-                                         "tokens_per_example": 1}
+    digits, everything = load_digits(), {"classes": (0, 1), "share": (0.0, 1.0), "canvas": 8}
     brighter = dataclasses.replace(digits, pixels=np.minimum(digits.pixels + 1, 16))
     hashes.append(make_source(brighter, **everything).content_hash)
     hashes.append(make_source(digits, **everything).content_hash)
@@ -201,12 +193,6 @@ def test_the_task_says_what_it_is():
     assert task.options == {"num_classes": task.num_classes} == {"num_classes": 5}
     with pytest.raises(InputError, match="no such split"):
         task.examples("tset")
-
-
-def test_accuracy_by_hand():
-    scores = score_accuracy(np.array([[2.0, 1.0], [0.0, 1.0], [5.0, 4.0]]), np.array([0, 1, 1]))
-    assert scores.metrics == {"accuracy": pytest.approx(2 / 3)}
-    assert scores.per_example.tolist() == [1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(("changes", "said"), [

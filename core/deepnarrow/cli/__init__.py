@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from deepnarrow.cli.output import Output, write
 from deepnarrow.cli.parser import parse
 from deepnarrow.errors import InputError, InputErrors, Preempted, shorten
+from deepnarrow.signals import EXIT_PREEMPTED
 
 EXIT_BAD_INPUT = 2
-EXIT_PREEMPTED = 75
 MAX_MESSAGE = 4000
 
 
@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(shorten(f"error: {one}", MAX_MESSAGE), file=sys.stderr)
         return EXIT_BAD_INPUT
     except (Preempted, KeyboardInterrupt) as stop:
-        print(f"stopped: {stop or 'Ctrl-C'}; the same command goes on from here", file=sys.stderr)
+        # An interrupt in the middle of anything else than a study's run has saved nothing.
+        rest = "; the same command goes on from here" if isinstance(stop, Preempted) else ""
+        print(f"stopped: {str(stop) or 'Ctrl-C'}{rest}", file=sys.stderr)
         return EXIT_PREEMPTED
 
 

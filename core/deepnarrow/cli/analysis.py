@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,15 +97,37 @@ def _show(console: Console, found: Sequence[Front]) -> None:
 def report(options: argparse.Namespace) -> Output:
     """Writes the HTML report and its figures."""
     out = Path(options.out)
-    if out.suffix == ".html" or out.is_file():
+    is_page = out.suffix.lower() == ".html"
+    if is_page and out.is_dir():
+        raise InputError("--out", "is a folder", got=repr(options.out), expected="a file's path",
+                         hint=f"--out {out / 'report.html'}")
+    if not is_page and out.is_file():
         raise InputError("--out", "is no folder", got=repr(options.out),
-                         expected="a folder for report.html and its figures")
+                         expected="a path that ends in .html, or a folder for report.html")
     records = load_records(options.sources)
     from deepnarrow.report import write_report
 
-    studies = ", ".join(dict.fromkeys(record.study for record in records))
-    files = [str(path) for path in write_report(records, out, title=studies or "no records")]
+    title = ", ".join(dict.fromkeys(record.study for record in records)) or "no records"
+    written = _write_page(records, out, title) if is_page else write_report(records, out, title)
+    files = [str(path) for path in written]
     return Output({"files": files}, lambda console: _show_files(console, files))
+
+
+def _write_page(records: Sequence[Record], page: Path, title: str) -> list[Path]:
+    """Writes the report as `page`, its figures beside it; no other page there is touched."""
+    from deepnarrow.report import write_report
+
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=page.parent, prefix=f".{page.name}.") as folder:
+            first, *figures = write_report(records, folder, title)
+            places = [(figure, page.with_name(figure.name)) for figure in figures]
+            for source, place in [(first, page), *places]:
+                os.replace(source, place)
+    except OSError as error:
+        raise InputError("--out", f"cannot be written: {error.strerror or error}",
+                         got=repr(str(page))) from error
+    return [page, *(place for _, place in places)]
 
 
 def _show_files(console: Console, files: Sequence[str]) -> None:

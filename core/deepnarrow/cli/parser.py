@@ -224,8 +224,9 @@ def _pareto(parser: Parser) -> None:
 
 def _report(parser: Parser) -> None:
     _sources(parser)
-    parser.add_argument("--out", metavar="DIR", action=Once, required=True,
-                        help="where report.html and its figures go")
+    parser.add_argument("--out", metavar="PATH", action=Once, required=True,
+                        help="the page, if it ends in .html, else a folder for report.html; the "
+                             "figures go beside the page")
 
 
 COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {

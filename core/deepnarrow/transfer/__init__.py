@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from deepnarrow.errors import Preempted
 from deepnarrow.modality import EXAMPLE_MASK, Batch, Params, Source
 
 
 def apply_all(
-    function: Callable[[Params, Batch], Any], params: Params, source: Source, batch_size: int
+    function: Callable[[Params, Batch], Any], params: Params, source: Source, batch_size: int,
+    should_stop: Callable[[], bool] | None = None,
 ) -> tuple[Shaped[np.ndarray, "n ..."], Int64[np.ndarray, " n"]]:
     """Returns what `function` gives for every example of `source`, in order, and their labels.
 
@@ -21,11 +23,17 @@ def apply_all(
       params: the model's.
       source: a labelled source.
       batch_size: examples a call; the padding of the last one is dropped.
+      should_stop: asked before each call.
+
+    Raises:
+      Preempted: `should_stop` said True.
     """
     from deepnarrow.data import eval_batches
 
     outputs, labels = [], []
     for batch in eval_batches(source, batch_size):
+        if should_stop is not None and should_stop():
+            raise Preempted("asked to stop while a model was applied")
         real = batch[EXAMPLE_MASK] > 0
         outputs.append(np.asarray(function(params, batch))[real])  # [batch, ...] -> [real, ...]
         labels.append(batch["label"][real].astype(np.int64))

@@ -200,7 +200,8 @@ def _classify(
 
 
 def extract_features(
-    features: Callable[[Params, Batch], Any], params: Params, source: Source, batch_size: int
+    features: Callable[[Params, Batch], Any], params: Params, source: Source, batch_size: int,
+    should_stop: Callable[[], bool] | None = None,
 ) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]:
     """Returns the features and labels of every example of `source`, in order, padding dropped.
 
@@ -209,8 +210,12 @@ def extract_features(
       params: the model's.
       source: a labelled source.
       batch_size: examples a call.
+      should_stop: asked before each call.
+
+    Raises:
+      Preempted: `should_stop` said True.
     """
-    x, y = apply_all(features, params, source, batch_size)
+    x, y = apply_all(features, params, source, batch_size, should_stop)
     return x.astype(np.float32, copy=False), y
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int64, Shaped
 from deepnarrow.assemble import make_model
 from deepnarrow.config import resolve_options
 from deepnarrow.data import check_seed
-from deepnarrow.errors import InputError, NotApplicable
+from deepnarrow.errors import InputError, NotApplicable, Preempted
 from deepnarrow.modality import AnyArchitecture, Batch, Modality, Params, Path, Scores, Task
 from deepnarrow.protocol import FineTune, RunOptions
 from deepnarrow.records import CurvePoint, Status
@@ -88,7 +88,7 @@ def make_finetune(
       shape: of the checkpoints.
       options: model options of the checkpoints; the task's and the dropout rate are laid over them.
       task: what to fine-tune on.
-      config: `examples // batch_size` steps are made, at least 1.
+      config: budget (`config.steps` updates) and optimiser.
 
     Raises:
       NotApplicable: the task does not serve fine-tuning, or needs a `score` the model lacks.
@@ -102,8 +102,7 @@ def make_finetune(
     overrides = {**task.options, "dropout_rate": config.dropout_rate}
     target_options = resolve_options(options, overrides, f"{where}, options")
     model = make_model(modality, architecture, shape, target_options)
-    total_steps = max(1, config.examples // config.batch_size)
-    program = make_program(model, config.optimizer, total_steps)
+    program = make_program(model, config.optimizer, config.steps)
     _predictor(program, task)  # raises now rather than after training
     return FineTuneProgram(task, program, config, options, target_options, modality)
 
@@ -119,8 +118,8 @@ def finetune(
       ft: the program, from `make_finetune`.
       params: of the checkpoint; they are left alone.
       seed: of new parameters, data order and dropout.
-      should_stop: asked before each step and each split; if it says True, the status is
-        `preempted` and nothing is scored.
+      should_stop: asked before each step and each batch that is scored; if it says True, the
+        status is `preempted` and there are no scores.
       progress: called as `progress(step, total_steps, text)`.
 
     Raises:
@@ -128,26 +127,26 @@ def finetune(
     """
     check_seed(seed)
     task, batch_size = ft.task, ft.config.batch_size
-    should_stop = should_stop or (lambda: False)
     key = jax.random.fold_in(jax.random.key(seed), _ADAPT)
     adapted, reinitialised = ft.modality.adapt(params, ft.source_options, ft.target_options, key)
     result = train(ft.program, task.examples("train"), seed=seed, batch_size=batch_size,
                    run=RunOptions(), stage="fine_tune", initial_params=adapted,
                    progress=progress, should_stop=should_stop)
     status, scores = result.status, {}
-    for split in ("validation", "test") if status == "done" else ():
-        if should_stop():
-            status, scores = "preempted", {}
-            break
-        predictions, labels = predict_all(ft.program, result.state.params, task, split, batch_size)
-        scores[split] = task.score(predictions, labels)
+    try:
+        for split in ("validation", "test") if status == "done" else ():
+            scores[split] = task.score(*predict_all(
+                ft.program, result.state.params, task, split, batch_size, should_stop))
+    except Preempted:
+        status, scores = "preempted", {}
     majority = majority_accuracy(task_labels(task, "train"), task_labels(task, "test"))
     return FineTuneResult(result.curve, scores, result.state.params, status,
                           tuple(reinitialised), majority)
 
 
 def predict_all(
-    program: Program, params: Params, task: Task, split: str, batch_size: int
+    program: Program, params: Params, task: Task, split: str, batch_size: int,
+    should_stop: Callable[[], bool] | None = None,
 ) -> tuple[Shaped[np.ndarray, "n ..."], Int64[np.ndarray, " n"]]:
     """Returns predictions and labels of every example of a split, in order.
 
@@ -155,9 +154,11 @@ def predict_all(
     candidates' log-likelihoods [n, candidates].
 
     Raises:
+      Preempted: `should_stop`, asked before each batch, said True.
       NotApplicable: the task needs a `score` that the model lacks.
     """
-    return apply_all(_predictor(program, task), params, task.examples(split), batch_size)
+    return apply_all(_predictor(program, task), params, task.examples(split), batch_size,
+                     should_stop)
 
 
 def _predictor(program: Program, task: Task) -> Callable[[Params, Batch], Array]:

@@ -97,8 +97,7 @@ def span_source(texts: Sequence[str], data: TextData, *, fixed: bool) -> Source:
         return {"inputs": inputs, "targets": targets}
 
     content = digest([tokens.tobytes(), vocabulary.content_hash, repr(lengths), repr(fixed)])
-    return Source(num_examples=len(tokens) // lengths.raw, load=load, content_hash=content,
-                  tokens_per_example=lengths.inputs + lengths.targets)
+    return Source(num_examples=len(tokens) // lengths.raw, load=load, content_hash=content)
 
 
 def _packed(texts: tuple[str, ...], vocabulary: Vocabulary) -> np.ndarray:

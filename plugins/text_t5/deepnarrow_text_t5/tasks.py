@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from deepnarrow.errors import InputError
-from deepnarrow.modality import Batch, Example, Metric, Scores, Source, Task
+from deepnarrow.modality import Batch, Example, Metric, Source, Task
+from deepnarrow.transfer.scores import score_accuracy
 from deepnarrow_text_t5.cache import digest
 from deepnarrow_text_t5.corpus import CLASSES, SPLITS
 from deepnarrow_text_t5.sources import TextData, open_data, pad_to
@@ -86,7 +87,6 @@ class Rows:
 
         return Source(
             num_examples=len(self.labels), load=load, content_hash=self.content_hash,
-            tokens_per_example=self.inputs.shape[1] + self.targets.shape[1],
             labels=lambda: self.labels,
         )
 
@@ -129,15 +129,3 @@ def _label_words(data: TextData) -> Int[np.ndarray, "classes target_length"]:
                          got=f"{data.lengths.targets} tokens", expected=f">= {longest}",
                          hint="raise input_length")
     return np.stack([pad_to(word, data.lengths.targets) for word in words])
-
-
-def score_accuracy(
-    predictions: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
-) -> Scores:
-    """Returns the share of examples whose likeliest candidate is the label's, and 0 or 1 for each.
-
-    >>> score_accuracy(np.array([[-1.0, -3.0], [-2.0, -1.0]]), np.array([0, 0])).metrics
-    {'accuracy': 0.5}
-    """
-    correct = (np.argmax(predictions, axis=-1) == labels).astype(np.float64)
-    return Scores({"accuracy": float(correct.mean())}, correct)

@@ -168,7 +168,7 @@ def _check_classes(option: str, classes: tuple[int, ...], known: list[int]) -> N
 
 def make_source(
     images: Images, classes: tuple[int, ...], share: tuple[float, float], *, canvas: int,
-    tokens_per_example: int, rotations: int = 1, augment: str = "none",
+    rotations: int = 1, augment: str = "none",
 ) -> Source:
     """Returns the images of `classes` whose hash falls into `share`, as examples.
 
@@ -181,7 +181,6 @@ def make_source(
       classes: labels of `images` to keep.
       share: half-open interval of [0, 1), see `Images.hashed`.
       canvas: side of the square that the image lies on, in pixels.
-      tokens_per_example: see `Source`.
       rotations: quarter turns that make an image another class, itself among them.
       augment: where the image lies: `none` for a place hashed from it, `place` for one drawn from
         the stream's generator.
@@ -206,7 +205,6 @@ def make_source(
     return Source(
         num_examples=len(labels), load=load, labels=lambda: labels,
         content_hash=hashlib.sha256(facts.encode()).hexdigest(),
-        tokens_per_example=tokens_per_example,
     )
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deepnarrow.errors import InputError
-from deepnarrow.modality import Metric, Scores, Source, Task, Upstream
+from deepnarrow.modality import Metric, Source, Task, Upstream
+from deepnarrow.transfer.scores import score_accuracy
 from deepnarrow_vision_vit.sources import (
     TRANSFER_SPLITS,
     UPSTREAM_SPLITS,
@@ -27,15 +28,15 @@ def upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
 
     The data decides `image_size`, `channels` and `num_classes` of the model.
     """
+    del options  # the data decides all of the model's options that it knows of
     images = open_images(data_options)
     classes = classes_of(data_options, "upstream_classes")
     canvas: int = data_options.canvas
     rotations: int = data_options.rotations
-    tokens = _tokens(canvas, options)
 
     def source(split: str, augment: str) -> Source:
         return make_source(images, classes, UPSTREAM_SPLITS[split], canvas=canvas,
-                           tokens_per_example=tokens, rotations=rotations, augment=augment)
+                           rotations=rotations, augment=augment)
 
     return Upstream(
         train=source("train", data_options.augment), validation=source("validation", "none"),
@@ -47,11 +48,12 @@ def upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
 
 def tasks(data_options: ConfigDict, options: ConfigDict) -> Mapping[str, Task]:
     """The transfer tasks: `SOURCE_new_classes`, classification of `transfer_classes`."""
-    task = _new_classes(data_options, options)
+    del options  # the images depend on the data's options alone
+    task = _new_classes(data_options)
     return {task.name: task}
 
 
-def _new_classes(data_options: ConfigDict, options: ConfigDict) -> Task:
+def _new_classes(data_options: ConfigDict) -> Task:
     classes = classes_of(data_options, "transfer_classes")
     name = f"{data_options.source}_new_classes"
 
@@ -63,7 +65,7 @@ def _new_classes(data_options: ConfigDict, options: ConfigDict) -> Task:
         # Never augmented: the probe's shots are these images, and its raw pixels too.
         canvas: int = data_options.canvas
         return make_source(open_images(data_options), classes, TRANSFER_SPLITS[split],
-                           canvas=canvas, tokens_per_example=_tokens(canvas, options))
+                           canvas=canvas)
 
     def baseline(split: str) -> np.ndarray:
         source, unused = examples(split), np.random.default_rng(0)
@@ -75,22 +77,3 @@ def _new_classes(data_options: ConfigDict, options: ConfigDict) -> Task:
         metric=Metric("accuracy", "max"), score=score_accuracy, num_classes=len(classes),
         options={"num_classes": len(classes)}, baseline=baseline,
     )
-
-
-def score_accuracy(predictions: np.ndarray, labels: np.ndarray) -> Scores:
-    """Share of examples whose highest logit is the label's.
-
-    Args:
-      predictions: logits [n, classes].
-      labels: int [n].
-
-    >>> score_accuracy(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1])).metrics
-    {'accuracy': 0.5}
-    """
-    correct = (predictions.argmax(axis=-1) == labels).astype(np.float64)  # [n, classes] -> [n]
-    return Scores({"accuracy": float(correct.mean())}, correct)
-
-
-def _tokens(image_size: int, options: ConfigDict) -> int:
-    """Positions of one image. `patch_size` may yet be set by the shape's name, so 1 at least."""
-    return max(1, (image_size // options.patch_size) ** 2 + (options.pool_type == "tok"))

@@ -1,0 +1,233 @@
+"""From a study's config to its trials: data opened, options resolved, keys made, costs counted.
+
+Nothing here imports JAX: a study that cannot run is refused, and a finished one recognised, within
+seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deepnarrow.assemble import check_operators, count_costs
+from deepnarrow.config import ModalityStudy, StudyConfig, resolve_options
+from deepnarrow.cost import CostSummary, summarize
+from deepnarrow.errors import InputError
+from deepnarrow.modality import Modality, Task, Upstream
+from deepnarrow.ops import NamedShape, resolve
+from deepnarrow.plugins import Registry
+from deepnarrow.protocol import FewShot, Protocol
+from deepnarrow.trialkey import REVISION, trial_key
+
+
+@dataclasses.dataclass(frozen=True)
+class ModalityData:
+    """A modality's data, opened once for all of its cells.
+
+    Attributes:
+      modality: the modality.
+      upstream: what it is pre-trained on.
+      tasks: the tasks that the protocol names.
+      facts: what determines results on the data's side: content hashes by split, and how each
+        task changes the model.
+    """
+
+    modality: Modality
+    upstream: Upstream
+    tasks: Mapping[str, Task]
+    facts: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One training run with its transfers.
+
+    Attributes:
+      modality: name of the modality.
+      architecture: name of the architecture.
+      shape: the shape with its canonical name.
+      options: the model's resolved options.
+      data: content hashes of everything it reads, and the tasks' settings.
+      protocol: budgets and stages.
+      seed: the pre-training seed.
+    """
+
+    modality: str
+    architecture: str
+    shape: NamedShape
+    options: Mapping[str, Any]
+    data: Mapping[str, Any]
+    protocol: Protocol
+    seed: int
+
+    def config(self) -> dict[str, Any]:
+        """Everything that determines the result, JSON-able: what the key is a hash of."""
+        return {
+            "revision": REVISION,
+            "modality": self.modality,
+            "architecture": self.architecture,
+            "shape": self.shape.shape.to_dict(),
+            "options": dict(self.options),
+            "data": dict(self.data),
+            "protocol": dataclasses.asdict(self.protocol),
+            "seed": self.seed,
+        }
+
+    @property
+    def key(self) -> str:
+        """Hash of `config()`: no workdir, launcher, logging or device in it."""
+        return trial_key(self.config())
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Trials that share compiled programs: the seeds of one cell."""
+
+    trials: tuple[Trial, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What a cell costs, before it is run."""
+
+    trial: Trial
+    costs: CostSummary
+    steps: int
+
+    @property
+    def flops_train_total(self) -> float:
+        """FLOPs of the whole pre-training."""
+        examples = self.steps * self.trial.protocol.batch_size
+        return self.costs.flops_train_per_example * examples
+
+
+def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
+    """Opens upstream data and the tasks that the protocol names; hashes their content.
+
+    Raises:
+      InputError: a task does not exist, does not serve the stage that asks for it, or has too few
+        examples of a class for the shots.
+    """
+    modality = registry.modality(study.modality)
+    where = f"modalities.{study.modality}"
+    data = resolve_options(modality.data_options, study.data, f"{where}.data")
+    options = resolve_options(modality.options, study.options, f"{where}.options")
+    upstream = modality.upstream(data, options)
+    known = _known_tasks(modality.name, modality.tasks(data, options), registry)
+    facts: dict[str, Any] = {
+        "upstream/train": upstream.train.content_hash,
+        "upstream/validation": upstream.validation.content_hash,
+    }
+    tasks: dict[str, Task] = {}
+    stages = {"few_shot": study.protocol.few_shot, "fine_tune": study.protocol.fine_tune}
+    for kind, stage in stages.items():
+        for name in stage.tasks if stage else ():
+            task = tasks[name] = _find_task(known, name, kind, f"{where}.protocol.{kind}")
+            facts[name] = {"options": dict(task.options), "num_classes": task.num_classes}
+            splits = ("train", "test") if kind == "few_shot" else ("train", "validation", "test")
+            facts |= {f"{name}/{s}": task.examples(s).content_hash for s in splits}
+            if isinstance(stage, FewShot):
+                _check_shots(task, stage, f"{where}.protocol.few_shot")
+    return ModalityData(modality, upstream, tasks, facts)
+
+
+def _known_tasks(
+    modality: str, own: Mapping[str, Task], registry: Registry
+) -> dict[str, Task]:
+    """The modality's own tasks and those that other plugins add; no name stands twice."""
+    added = registry.tasks.get(modality, {})
+    twice = sorted(own.keys() & added.keys())
+    if twice:
+        raise InputError(f"tasks of {modality}", "a plugin adds a task that the modality has",
+                         got=twice[0], hint="rename the added one")
+    return {**own, **added}
+
+
+def _find_task(known: Mapping[str, Task], name: str, kind: str, where: str) -> Task:
+    serving = [n for n, task in known.items() if kind in task.kinds]
+    if name not in serving:
+        raise InputError(f"{where}.tasks", "no such task for this stage", got=name,
+                         expected=f"one of {', '.join(serving) or '(none)'}")
+    return known[name]
+
+
+def _check_shots(task: Task, stage: FewShot, where: str) -> None:
+    """Refuses shots that a class cannot give: now, not after the training."""
+    source = task.examples("train")
+    if source.labels is None:
+        raise InputError(f"task {task.name!r}", "its train source has no labels()",
+                         hint="a task's sources carry labels; see Source in modality.py")
+    counts = np.bincount(source.labels(), minlength=task.num_classes)
+    fewest, most = int(counts.argmin()), max(stage.shots)
+    if counts[fewest] < most:
+        raise InputError(f"{where}.shots", f"class {fewest} of {task.name!r} has too few examples",
+                         got=most, expected=f"<= {counts[fewest]} shots")
+
+
+def _cell_options(study: ModalityStudy, data: ModalityData, named: NamedShape) -> dict[str, Any]:
+    """The preset's defaults, then the user's options, the data's and the shape's name's.
+
+    Raises:
+      InputError: two of the last three contradict each other.
+    """
+    where = f"modalities.{study.modality}.options"
+    decided = data.upstream.options
+    chosen = named.options(study.options, f"{where}.")
+    for name, value in decided.items():
+        if (name in study.options or name in named.fixed) and chosen[name] != value:
+            place = f"{where}.{name}" if name in study.options else f"shape {named.name!r}, {name}"
+            raise InputError(place, "the data decides this option", got=chosen[name],
+                             expected=value, hint="leave it out")
+    return resolve_options(data.modality.options, {**chosen, **decided}, where).to_dict()
+
+
+def plan_trials(
+    config: StudyConfig, registry: Registry, data: Mapping[str, ModalityData]
+) -> tuple[list[Trial], list[str]]:
+    """Returns the grid's trials, cell by cell, seeds innermost, and notes for the user.
+
+    Equal shapes are run once, under the name that stands first.
+    """
+    trials: dict[str, Trial] = {}
+    notes: list[str] = []
+    for name, study in config.modalities.items():
+        vocabulary = registry.vocabulary(data[name].modality)
+        for architecture in study.architectures:
+            for expression in study.shapes:
+                named = resolve(expression, vocabulary)
+                check_operators(named, registry.architecture(architecture))
+                options = _cell_options(study, data[name], named)
+                for seed in config.seeds:
+                    trial = Trial(study.modality, architecture, named, options, data[name].facts,
+                                  study.protocol, seed)
+                    first = trials.setdefault(trial.key, trial)
+                    if first is not trial and seed == config.seeds[0]:
+                        notes.append(f"{study.modality}: {named.name} is {first.shape.name}; "
+                                     "it is run once")
+    return list(trials.values()), notes
+
+
+def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
+    """Counts a trial's costs in closed form and the steps its budget pays for."""
+    options = resolve_options(data.modality.options, trial.options, "options")
+    architecture = registry.architecture(trial.architecture)
+    costs = summarize(count_costs(data.modality, architecture, trial.shape.shape, options))
+    protocol = trial.protocol
+    steps = protocol.budget.steps(
+        protocol.batch_size, costs.tokens_per_example, costs.flops_train_per_example)
+    where = f"modalities.{trial.modality}.protocol"
+    _check_warmup(where, protocol.optimizer.warmup_steps, steps)
+    if protocol.fine_tune:
+        _check_warmup(f"{where}.fine_tune", protocol.fine_tune.optimizer.warmup_steps,
+                      protocol.fine_tune.steps)
+    return Cell(trial, costs, steps)
+
+
+def _check_warmup(where: str, warmup_steps: int, steps: int) -> None:
+    if warmup_steps >= steps:
+        raise InputError(f"{where}.optimizer.warmup_steps", "warm-up does not fit the budget",
+                         got=warmup_steps, expected=f"< {steps} steps",
+                         hint="lower warmup_steps or raise the budget")
