@@ -245,17 +245,18 @@ def _split_by_name(
 ) -> tuple[list[importlib.metadata.EntryPoint], list[_Plugin]]:
     """Returns entry points to load, and those whose name several distributions claim; `core` has
     its name without an entry point."""
-    claims: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
+    claims: dict[str, dict[tuple[str, str], importlib.metadata.EntryPoint]] = {}
     for point in sorted(entry_points, key=lambda p: (p.name, _info(p).distribution, p.value)):
-        claims.setdefault(point.name, {}).setdefault(point.value, point)
+        one = (_info(point).distribution, point.value)  # a path that is searched twice gives two
+        claims.setdefault(point.name, {}).setdefault(one, point)
     load, taken = [], []
     for name, points in claims.items():
-        infos = {value: _info(point) for value, point in points.items()}
+        infos = {one: _info(point) for one, point in points.items()}
         claimants = [*infos.values(), *([core] if name == core.name else [])]
         owners = " and ".join(sorted(info.distribution for info in claimants))
-        for value, info in infos.items():
+        for one, info in infos.items():
             if len(claimants) == 1 or _keeps(info, claimants):
-                load.append(points[value])
+                load.append(points[one])
             else:
                 taken.append(_Plugin(info).refused(
                     f"two distributions claim the entry-point name {name!r}: {owners}; "

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from toy import LENGTH
 
 from deepnarrow.assemble import count_costs

@@ -435,6 +435,18 @@ def test_a_refused_namesake_takes_nothing_from_the_good_plugin(install, capsys):
         assert capsys.readouterr() == ("", "step 7\n")
 
 
+def test_a_namesake_that_points_at_the_good_plugins_module_is_refused(install, tmp_path):
+    [point] = install("deepnarrow", {"mine": GOOD.format(name="mine")})
+    info = tmp_path / "acme-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\nmine = {point.value}\n")
+    [stranger] = importlib.metadata.PathDistribution(info).entry_points
+    registry = load_plugins([stranger, point])
+    assert registry.owners["modalities", "mine"] == "deepnarrow"
+    assert [p.distribution for p in registry.plugins if p.error] == ["acme"]
+
+
 def test_a_module_given_twice_stays_registered(toy, capsys):
     module = module_with("twice", modalities=[toy[0]])
 

@@ -364,13 +364,16 @@ def test_step_time_leaves_out_pauses(monkeypatch):
     assert len(timer._seconds) == 27
 
 
-def test_step_time_leaves_out_logging(model, upstream):
+@pytest.mark.parametrize(("log_every", "timed"), [(1, False), (2, True)])
+def test_step_time_leaves_out_logging(model, upstream, log_every, timed):
+    """Of two steps, the one that is logged is not timed; where all are logged, none is."""
     program = make_program(model, ADAMW, 60)
-    seconds = 0.05
-    result = train(program, upstream.train, seed=0, batch_size=8, run=RunOptions(log_every=2),
-                   on_log=lambda step, values: time.sleep(seconds))
-    assert result.seconds > 30 * seconds
-    assert 0 < result.step_time_s < seconds / 2
+    slow = 0.02
+    result = train(program, upstream.train, seed=0, batch_size=8, run=RunOptions(log_every),
+                   on_log=lambda step, values: time.sleep(slow))
+    assert result.seconds > 60 // log_every * slow
+    assert (result.step_time_s is not None) == timed
+    assert not timed or result.step_time_s < slow / 2
 
 
 def test_threads_end_with_training(program, upstream):
