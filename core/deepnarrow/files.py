@@ -46,6 +46,20 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def is_alive(pid: int) -> bool:
+    """True while a process of this host runs; False for one that ended and waits for its parent."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True  # another user's
+    except (ProcessLookupError, OverflowError):
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True  # no /proc on this system
+
+
 class WorkdirLock:
     """Exclusive use of a workdir by one process; the kernel frees it when the process dies.
 

@@ -73,13 +73,22 @@ class Budget:
     def steps(
         self, batch_size: int, tokens_per_example: int, train_flops_per_example: float
     ) -> int:
-        """Returns the steps that the budget pays for: rounded down, at least 1."""
+        """Returns the steps that the budget pays for, rounded down.
+
+        Raises:
+          InputError: it does not pay for one.
+        """
         per_example = {
             "examples": 1,
             "tokens": tokens_per_example,
             "train_flops": train_flops_per_example,
         }[self.kind]
-        return max(1, int(self.amount / (batch_size * per_example)))
+        steps = int(self.amount / (batch_size * per_example))
+        if steps < 1:
+            raise InputError("budget.amount", f"does not pay for one step of {batch_size} examples",
+                             got=self.amount, expected=f">= {batch_size * per_example:g} "
+                             f"{self.kind}", hint="raise it, or lower batch_size")
+        return steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from deepnarrow.config import StudyConfig, to_json
 from deepnarrow.errors import InputError, Preempted
-from deepnarrow.files import WorkdirLock, write_json
+from deepnarrow.files import WorkdirLock, is_alive, write_json
 from deepnarrow.plugins import Registry
 from deepnarrow.records import FINISHED, Record
 from deepnarrow.store import Store
@@ -159,7 +158,8 @@ def _report(plan: _Plan, store: Store, workdir: Path) -> Sequence[Path]:
     records = [r for r in store.records() if r.key in keys]
     source = {"title": plan.config.name, "records": sorted([r.key, r.status] for r in records)}
     digest = directory / REPORT_DIGEST
-    if digest.exists() and digest.read_text() == json.dumps(source):
+    drawn = digest.exists() and (directory / "report.html").exists()
+    if drawn and digest.read_text() == json.dumps(source):
         return sorted(p for p in directory.iterdir() if p != digest)
     from deepnarrow.report import write_report
 
@@ -194,16 +194,21 @@ def study_status(workdir: str | Path) -> dict[str, Any]:
               for status in ("done", "diverged", "failed")}
     todo = [row for row in plan
             if row["key"] not in ended or ended[row["key"]].status not in FINISHED]
-    running = _running(workdir)
+    running = [state for state in _running(workdir) if state["key"] in {r["key"] for r in todo}]
     return {"total": len(plan), **counts, "running": running,
-            "todo": len(plan) - len(mine) - len(running),
+            "todo": len(todo) - len(running),
             "seconds_left": _seconds_left(todo, mine)}
 
 
 def _read_plan(workdir: Path) -> list[dict[str, Any]] | None:
     """The rows of the plan, None where there is none."""
     try:
-        return json.loads((workdir / PLAN_FILE).read_text())
+        rows = json.loads((workdir / PLAN_FILE).read_text())
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and {"key", "modality"} <= row.keys() for row in rows
+        ):
+            raise ValueError("it is no list of trials")
+        return rows
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -224,16 +229,9 @@ def _running(workdir: Path) -> list[dict[str, Any]]:
     """The trial that runs now; none where the process that said so is gone."""
     try:
         state = json.loads((workdir / STATE_FILE).read_text())
-        pid = int(state["pid"])
-    except (OSError, ValueError, KeyError):
+        return [state] if is_alive(int(state["pid"])) and "key" in state else []
+    except (OSError, ValueError, KeyError, TypeError):
         return []
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return []
-    except PermissionError:
-        pass  # another user's process: it lives
-    return [state]
 
 
 def _seconds_left(

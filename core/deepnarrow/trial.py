@@ -256,7 +256,8 @@ class UnitRunner:
         return dataclasses.replace(
             self._blank(trial),
             costs={"params_total": float(self.cells[trial.key].costs.params_total)},
-            environment={**environment.describe(), "error": shorten(what, 500)})
+            environment={**environment.describe(), "error": shorten(what, 500),
+                         "traceback": str((directory / "error.txt").relative_to(self.workdir))})
 
     def _blank(self, trial: Trial) -> Record:
         """The record of a trial that has measured nothing."""
@@ -280,7 +281,7 @@ def _line(record: Record) -> str:
     best = [f"{m.metric} {m.value:.4g}" for m in record.metrics
             if m.stage == "upstream" and m.value is not None]
     if record.status == "failed":
-        best = [record.environment["error"]]
+        best = [record.environment["error"], f"traceback in {record.environment['traceback']}"]
     head = f"{record.modality} {record.name} seed {record.seed}: {record.status}"
     return ", ".join([head, *best])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepnarrow.errors import InputError
-from deepnarrow.files import WorkdirLock, write_bytes, write_json
+from deepnarrow.files import WorkdirLock, is_alive, write_bytes, write_json
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -57,3 +57,15 @@ def test_a_workdir_that_is_a_file_is_bad_input(tmp_path):
     path.write_text("")
     with pytest.raises(InputError, match="cannot be written"), WorkdirLock(Path(path)):
         pass
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_not_alive():
+    assert is_alive(os.getpid())
+    child = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.read()  # ends when the child does
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still a zombie
+    assert not is_alive(child.pid)
+    child.wait()
+    child.stdout.close()
+    assert not is_alive(child.pid)

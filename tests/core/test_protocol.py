@@ -13,7 +13,7 @@ ADAMW = OptimizerConfig("adamw", 1e-3, "cosine")
     [
         (Budget("examples", 640), 10),
         (Budget("examples", 703), 10),  # rounded down
-        (Budget("examples", 1), 1),  # at least one step
+        (Budget("examples", 64), 1),
         (Budget("tokens", 64 * 100 * 7), 7),
         (Budget("train_flops", 64 * 3e6 * 5), 5),
     ],
@@ -52,3 +52,8 @@ def test_out_of_range_is_named(make, message):
     with pytest.raises(InputError) as error:
         make()
     assert message in str(error.value)
+
+
+def test_a_budget_below_one_step_is_refused():
+    with pytest.raises(InputError, match=r"pay for one step of 64 examples \(got 63; .*>= 64 exam"):
+        Budget("examples", 63).steps(64, tokens_per_example=1, train_flops_per_example=1)

@@ -143,10 +143,12 @@ def test_a_cell_that_fails_is_recorded_and_retried_and_the_study_goes_on(
     summary = run_study(config, tmp_path, registry)
     assert dict(summary.counts) == {"done": 2, "failed": 1}
     status = study_status(tmp_path)
-    assert (status["done"], status["failed"], status["todo"]) == (2, 1, 0)
+    assert (status["done"], status["failed"], status["todo"]) == (2, 1, 1)  # it will be retried
     with Store(tmp_path / "records.sqlite", read_only=True) as store:
         (failed,) = store.records(status="failed")
     assert failed.environment["error"] == "RuntimeError: planted"
+    trace = (tmp_path / failed.environment["traceback"]).read_text()
+    assert 'raise RuntimeError("planted")' in trace
     monkeypatch.undo()
     assert run_study(config, tmp_path, registry).trained == 1
     assert study_status(tmp_path)["done"] == 3
@@ -201,7 +203,11 @@ def test_a_report_follows_the_records_it_is_of(tmp_path, registry, monkeypatch):
     run_study(make_config(shapes=("tiny",)), tmp_path, registry)
     run_study(make_config(shapes=("tiny",)), tmp_path, registry)
     run_study(make_config(shapes=("tiny",), seeds=(0,)), tmp_path, registry)
-    assert drawn == [2, 1]  # the same records: not drawn again; fewer seeds: drawn again
+    # The same records, but no page there: drawn again; fewer seeds: drawn again.
+    assert drawn == [2, 2, 1]
+    (tmp_path / "report" / "report.html").write_text("")
+    run_study(make_config(shapes=("tiny",), seeds=(0,)), tmp_path, registry)
+    assert drawn == [2, 2, 1]  # the same records and the page is there: left alone
 
 
 def test_fine_tuning_shares_no_seed_with_pre_training():
@@ -272,6 +278,21 @@ def test_a_users_option_wins_over_a_presets_default_and_must_not_contradict_a_na
 def test_warm_up_longer_than_the_budget_is_refused(tmp_path, registry):
     with pytest.raises(InputError, match=r"warmup_steps: warm-up does not fit the budget \(got 5"):
         run_study(make_config(steps=4), tmp_path / "new", registry)
+
+
+@pytest.mark.parametrize("plan", ["[1, 2]", '{"a": 1}', "{", "[[]]"])
+def test_status_of_a_damaged_plan_is_bad_input(tmp_path, plan):
+    (tmp_path / "plan.json").write_text(plan)
+    with pytest.raises(InputError, match=r"plan.json cannot be read"):
+        study_status(tmp_path)
+
+
+@pytest.mark.parametrize("state", ["[]", '{"pid": 99999999999999999999, "key": ""}', '{"pid": 1}'])
+def test_status_ignores_a_damaged_running_file(tmp_path, state):
+    (tmp_path / "plan.json").write_text('[{"key": "k", "modality": "toy"}]')
+    (tmp_path / "running.json").write_text(state)
+    status = study_status(tmp_path)
+    assert (status["running"], status["todo"], status["seconds_left"]) == ([], 1, None)
 
 
 def test_status_of_something_else_is_bad_input(tmp_path):

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a bug (traceback), 2 bad input, 75 stopped on request: run
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ MAX_MESSAGE = 4000
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; the installed `deepnarrow` is this function."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Until a study has its own handlers, a scheduler's SIGTERM ends a command as Ctrl-C does.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(arguments)
     except InputError as error:
@@ -35,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest = "; the same command goes on from here" if isinstance(stop, Preempted) else ""
         print(f"stopped: {str(stop) or 'Ctrl-C'}{rest}", file=sys.stderr)
         return EXIT_PREEMPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(arguments: Sequence[str]) -> int:

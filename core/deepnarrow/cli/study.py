@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> Output:
     if options.dry_run:
         cells = dry_run(load_config(options.config, options.settings), registry())
         return Output({"cells": cells}, lambda console: _show_cells(console, cells))
-    if options.workdir is None:
+    if not options.workdir:
         raise InputError("deepnarrow study", "--workdir is missing",
                          expected="a folder for records and report", hint="--workdir runs/NAME")
     config = load_config(options.config, options.settings)

@@ -27,6 +27,7 @@ from deepnarrow.pareto import (
 from deepnarrow.records import Record, latest
 from deepnarrow.report import charts, text
 from deepnarrow.report.tables import (
+    BASELINES,
     Counts,
     Curve,
     TransferTable,
@@ -256,17 +257,32 @@ def _transfer(chapter: Chapter) -> list[str]:
 
 
 def _verdict(table: TransferTable) -> str:
-    """Says in words whether pre-training helped the probe, by the means over shapes."""
-    pairs = [(one.mean, other.mean) for _, cells in table.rows for one, other in cells
+    """Says in words whether pre-training helped the probe, comparison by comparison.
+
+    A comparison (one shape, one number of shots) counts where the means differ by more than both
+    standard deviations over training seeds.
+    """
+    pairs = [(one, other) for _, cells in table.rows for one, other in cells
              if one and other and one.mean is not None and other.mean is not None]
     if not pairs:
         return ""
-    trained, untrained = (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True))
-    means = f"{text.quality(trained)} against {text.quality(untrained)}"
-    if trained > untrained:
-        return f"<p>Pre-trained features beat those of untrained networks: {means} on average.</p>"
-    return (f"<p>Pre-trained features do not beat those of untrained networks: {means} on average. "
-            "This budget is too small for the probe to say what pre-training is worth.</p>")
+    gains = [(one.mean or 0.0) - (other.mean or 0.0) for one, other in pairs]
+    spreads = [max(one.sd or 0.0, other.sd or 0.0) for one, other in pairs]
+    better = sum(gain > spread for gain, spread in zip(gains, spreads, strict=True))
+    worse = sum(-gain > spread for gain, spread in zip(gains, spreads, strict=True))
+    trained, untrained = (
+        text.quality(math.fsum(side[i].mean or 0.0 for side in pairs) / len(pairs)) for i in (0, 1))
+    raw = [value for name, values in table.baselines if name == BASELINES["raw"]
+           for value, (_, column) in zip(values, enumerate(table.columns), strict=True)
+           if value is not None and column.startswith("few_shot")]
+    words = (f"In {better} of {len(pairs)} comparisons (shapes x shots) pre-trained features beat "
+             f"those of an untrained network by more than the spread over training seeds, in "
+             f"{worse} they lose; on average {trained} against {untrained}")
+    words += f", raw inputs {text.quality(math.fsum(raw) / len(raw))}." if raw else "."
+    if better <= len(pairs) / 2:
+        words += (" This budget is too small for the probe to show that pre-training is worth "
+                  "anything.")
+    return f"<p>{words}</p>"
 
 
 def _pair(pretrained: Quality | None, untrained: Quality | None) -> str:
