@@ -9,9 +9,9 @@ by quarters, then transferred to the other five. No network; vocabulary and prog
 
 Time: 7 to 8 minutes on 2 CPU cores with nothing cached, under 1.4 GB of memory.
 Expect (mean of two seeds, Python 3.11): text upstream loss 3.87 to 3.95, fine-tuned accuracy 0.60
-to 0.77 (majority 0.20); vision upstream loss 0.71 to 1.45, 10-shot probe 0.30 to 0.47 (untrained 0.23,
-raw pixels 0.28, chance 0.20), fine-tuned 0.58 to 0.76. The deep-narrow shape is the worst of each.
-Pre-trained text features do not beat untrained ones: 300 steps are too few.
+to 0.77 (majority 0.20); vision upstream loss 0.71 to 1.45, 10-shot probe 0.30 to 0.47 (untrained
+0.23, raw pixels 0.28, chance 0.20), fine-tuned 0.58 to 0.76. The deep-narrow shape is the worst of
+each. Pre-trained text features do not beat untrained ones: 300 steps are too few.
 """
 
 from ml_collections import ConfigDict
