@@ -273,12 +273,13 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     db = connect("mode=ro")
     try:
         db.execute("SELECT COUNT(*) FROM sqlite_master")
-    except sqlite3.OperationalError:
+    except sqlite3.Error as error:
+        db.close()
         # A folder where nothing can be written has no room for WAL's shared memory. With no WAL
         # beside it the file holds everything, and nobody changes it.
-        if path.with_name(path.name + "-wal").exists():
+        wal = path.with_name(path.name + "-wal")
+        if not isinstance(error, sqlite3.OperationalError) or wal.exists():
             raise
-        db.close()
         return connect("mode=ro&immutable=1")
     return db
 

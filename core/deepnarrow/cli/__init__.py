@@ -23,8 +23,10 @@ MAX_MESSAGE = 4000
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; the installed `deepnarrow` is this function."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Until a study has its own handlers, a scheduler's SIGTERM ends a command as Ctrl-C does.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Until a study has its own handlers, a scheduler's SIGTERM ends a command as Ctrl-C does; a
+    # shell's background job starts with SIGINT ignored.
+    previous = {number: signal.signal(number, signal.default_int_handler)
+                for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return _run(arguments)
     except InputError as error:
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"stopped: {str(stop) or 'Ctrl-C'}{rest}", file=sys.stderr)
         return EXIT_PREEMPTED
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: Sequence[str]) -> int:
