@@ -95,11 +95,15 @@ def check_task(task: Task) -> None:
     where = f"task {task.name!r}"
     _check_type(where, task, "kinds", frozenset)
     _check_type(where, task, "metric", Metric)
-    _check_type(where, task, "num_classes", int)
+    if task.num_classes is not None:
+        _check_type(where, task, "num_classes", int)
     _check_type(where, task, "options", Mapping)
     if not task.kinds or not task.kinds <= {"few_shot", "fine_tune"}:
         raise PluginError("", f"{where}: kinds cannot be", got=sorted(map(str, task.kinds)),
                           expected="few_shot, fine_tune or both")
+    if task.num_classes is None and (task.references is None or "few_shot" in task.kinds):
+        raise PluginError("", f"{where}: without num_classes it needs references, and serves "
+                          "fine_tune only", got=sorted(map(str, task.kinds)))
 
 
 def check_shape_op(op: ShapeOp) -> None:

@@ -375,33 +375,37 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A labelled task to transfer to.
+    """A task to transfer to: of classes, or of free text.
 
     Attributes:
       name: unique in its modality.
       kinds: what it serves: `few_shot` (probe on `Model.features`), `fine_tune`, or both.
-      examples: `examples(split) -> Source` for `train`, `validation`, `test`; every example carries
-        an int `label`. The test split is never used to choose anything.
+      examples: `examples(split) -> Source` for `train`, `validation`, `test`; with classes, every
+        example carries an int `label`. The test split is never used to choose anything.
       metric: the one to quote; a key of `score`'s metrics.
-      score: `score(predictions, labels) -> Scores` on the host: `predictions` is what `predict`
-        returned, or [n, candidates] log-likelihoods where the task has `candidates`.
-      num_classes: number of classes.
+      score: `score(predictions, examples) -> Scores` on the host: `predictions` is what `predict`
+        returned, or [n, candidates] log-likelihoods where the task has `candidates`; `examples` is
+        what `references` gives for the split, else its labels, int64 [n].
+      num_classes: number of classes; None for free text, which has no labels and no probe.
       options: model options it overrides when fine-tuning, e.g. `{"num_classes": 10}`.
       candidates: for rank classification: `candidates(batch) -> list of batches`, one a class,
         whose `Model.score` are compared; None to use `Model.predict`.
       baseline: `baseline(split) -> [n, d]` raw inputs (pixels, bag of pieces) for the probe that
         stands beside the features; None for none.
+      references: `references(split) -> sequence [n]` of the truth that labels cannot hold (answers,
+        groups of examples that are scored together), in the order of the source; None for labels.
     """
 
     name: str
     kinds: frozenset[Literal["few_shot", "fine_tune"]]
     examples: Callable[[str], Source]
     metric: Metric
-    score: Callable[[np.ndarray, np.ndarray], Scores]
-    num_classes: int
+    score: Callable[[np.ndarray, Any], Scores]
+    num_classes: int | None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     candidates: Callable[[Batch], Sequence[Batch]] | None = None
     baseline: Callable[[str], np.ndarray] | None = None
+    references: Callable[[str], Sequence[Any]] | None = None
 
 
 # --- modality ---------------------------------------------------------------------------------

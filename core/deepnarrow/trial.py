@@ -179,8 +179,8 @@ class UnitRunner:
             task = self.data[trial.modality].tasks[name]
             for origin, network in origins:
                 train_xy, test_xy = (
-                    extract_features(program.features, network, task.examples(split), EVAL_BATCH,
-                                     should_stop=self.stop)
+                    (extract_features(program.features, network, task.examples(split), EVAL_BATCH,
+                                      should_stop=self.stop), task_labels(task, split))
                     for split in ("train", "test"))
                 rows, outcomes = _probe_rows(task, stage, train_xy, test_xy, origin)
                 measured.metrics.extend(rows)
@@ -192,6 +192,7 @@ class UnitRunner:
         task = self.data[modality].tasks[name]
         labels = {split: task_labels(task, split) for split in ("train", "test")}
         direction = task.metric.direction
+        assert task.num_classes is not None  # registration has seen to it: it serves few_shot
         guess = majority_accuracy(labels["train"], labels["test"])
         rows = [
             MetricRow("few_shot", name, "chance", direction, chance(task.num_classes), "raw"),
@@ -217,8 +218,9 @@ class UnitRunner:
                                       for p in result.curve)
                 measured.metrics.extend(_score_rows(name, metric, seed, result.scores))
                 measured.outcomes.extend(_score_outcomes(name, metric, seed, result.scores))
-            measured.metrics.append(
-                MetricRow("fine_tune", name, "majority", metric.direction, majority, "raw"))
+            if majority is not None:
+                measured.metrics.append(
+                    MetricRow("fine_tune", name, "majority", metric.direction, majority, "raw"))
 
     # --- records ------------------------------------------------------------------------------
     def _directory(self, trial: Trial) -> Path:
@@ -313,6 +315,7 @@ def _probe_rows(
     test_xy: tuple[np.ndarray, np.ndarray], origin: Origin,
 ) -> tuple[list[MetricRow], list[Outcome]]:
     """Probes all shots and seeds; one row each, and the outcome of every test example."""
+    assert task.num_classes is not None
     seeds = tuple(range(stage.seeds))
     result = probe(*train_xy, *test_xy, num_classes=task.num_classes, shots=stage.shots,
                    seeds=seeds, l2=(stage.l2,))

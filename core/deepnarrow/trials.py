@@ -157,7 +157,7 @@ def _find_task(known: Mapping[str, Task], name: str, kind: str, where: str) -> T
 def _check_shots(task: Task, stage: FewShot, where: str) -> None:
     """Refuses shots that a class cannot give: now, not after the training."""
     source = task.examples("train")
-    if source.labels is None:
+    if source.labels is None or task.num_classes is None:
         raise InputError(f"task {task.name!r}", "its train source has no labels()",
                          hint="a task's sources carry labels; see Source in modality.py")
     counts = np.bincount(source.labels(), minlength=task.num_classes)

@@ -11,9 +11,9 @@ import pytest
 
 from deepnarrow.assemble import make_model
 from deepnarrow.errors import InputError, NotApplicable
-from deepnarrow.modality import Source
+from deepnarrow.modality import Metric, Scores, Source
 from deepnarrow.protocol import FineTune, OptimizerConfig
-from deepnarrow.transfer.finetune import finetune, make_finetune, predict_all, task_labels
+from deepnarrow.transfer.finetune import finetune, make_finetune, predict_all, task_labels, truth
 
 ADAMW = OptimizerConfig("adamw", 0.003, "cosine", warmup_steps=5)
 CONFIG = FineTune(("toy_task",), examples=810, batch_size=16, optimizer=ADAMW, dropout_rate=0.1)
@@ -130,9 +130,8 @@ def test_curve_and_progress(runs):
 def test_predictions_are_in_order_without_padding(runs, toy):
     modality, architecture = toy
     result = runs.results[0]
-    predictions, labels = predict_all(runs.ft.program, result.params, runs.ft.task, "test", 16)
+    predictions = predict_all(runs.ft.program, result.params, runs.ft.task, "test", 16)
     assert predictions.shape == (41, 4)
-    np.testing.assert_array_equal(labels, np.arange(41) % 4)
     source = runs.ft.task.examples("test")
     inputs = np.stack([source.load(i, np.random.default_rng(0))["inputs"] for i in range(41)])
     model = make_model(modality, architecture, modality.presets["tiny"].shape,
@@ -149,15 +148,53 @@ def relabelled(batch):
 def test_rank_classification_scores_every_candidate(runs, toy):
     ranked = dataclasses.replace(runs.ft.task, candidates=relabelled)
     params = runs.results[0].params
-    scores, labels = predict_all(runs.ft.program, params, ranked, "test", 16)
-    logits, _ = predict_all(runs.ft.program, params, runs.ft.task, "test", 16)
+    scores = predict_all(runs.ft.program, params, ranked, "test", 16)
+    logits = predict_all(runs.ft.program, params, runs.ft.task, "test", 16)
     assert scores.shape == (41, 4)
     np.testing.assert_allclose(scores, jax.nn.log_softmax(logits), rtol=1e-5, atol=1e-5)
     ft = dataclasses.replace(runs.ft, task=ranked)
     result = finetune(ft, runs.checkpoints[0], seed=0)
     assert_trees_equal(result.params, params)  # training is the same
     np.testing.assert_array_equal(result.scores["test"].per_example,
-                                  scores.argmax(axis=1) == labels)
+                                  scores.argmax(axis=1) == np.arange(41) % 4)
+
+
+def free_text(task, entries=41):
+    """The toy's task as one of free text: answers instead of labels, scored in groups of two."""
+    def score(predictions, examples):
+        hits = np.array([p.argmax() in example["answers"]
+                         for p, example in zip(predictions, examples, strict=True)])
+        groups = np.array([example["group"] for example in examples])
+        return Scores({"em": float(np.mean([hits[groups == g].all() for g in set(groups)]))}, hits)
+
+    def examples(split):
+        source = task.examples(split)
+        return dataclasses.replace(source, labels=None)
+
+    def references(split):
+        return [{"answers": {i % 4}, "group": i // 2}
+                for i in range(min(entries, task.examples(split).num_examples))]
+
+    return dataclasses.replace(task, kinds=frozenset({"fine_tune"}), num_classes=None, score=score,
+                               examples=examples, references=references,
+                               metric=Metric("em", "max"))
+
+
+def test_free_text_is_scored_against_references(runs):
+    ft = dataclasses.replace(runs.ft, task=free_text(runs.ft.task))
+    result = finetune(ft, runs.checkpoints[0], seed=0)
+    assert_trees_equal(result.params, runs.results[0].params)  # training is the same
+    expected = runs.results[0].scores["test"].per_example
+    np.testing.assert_array_equal(result.scores["test"].per_example, expected)
+    pairs = [expected[i:i + 2].all() for i in range(0, 41, 2)]
+    assert result.scores["test"].metrics == {"em": pytest.approx(np.mean(pairs))}
+    assert result.majority is None
+
+
+def test_references_are_one_an_example(runs):
+    with pytest.raises(InputError, match="another number of references") as caught:
+        truth(free_text(runs.ft.task, entries=40), "test")
+    assert (caught.value.got, caught.value.expected) == (40, 41)
 
 
 # --- ends other than done -------------------------------------------------------------------------

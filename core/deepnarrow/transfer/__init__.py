@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Shaped
 
 from deepnarrow.errors import Preempted
 from deepnarrow.modality import EXAMPLE_MASK, Batch, Params, Source
@@ -15,13 +15,13 @@ from deepnarrow.modality import EXAMPLE_MASK, Batch, Params, Source
 def apply_all(
     function: Callable[[Params, Batch], Any], params: Params, source: Source, batch_size: int,
     should_stop: Callable[[], bool] | None = None,
-) -> tuple[Shaped[np.ndarray, "n ..."], Int64[np.ndarray, " n"]]:
-    """Returns what `function` gives for every example of `source`, in order, and their labels.
+) -> Shaped[np.ndarray, "n ..."]:
+    """Returns what `function` gives for every example of `source`, in order.
 
     Args:
       function: `function(params, batch) -> [batch, ...]`, jitted.
       params: the model's.
-      source: a labelled source.
+      source: the examples.
       batch_size: examples a call; the padding of the last one is dropped.
       should_stop: asked before each call.
 
@@ -30,11 +30,10 @@ def apply_all(
     """
     from deepnarrow.data import eval_batches
 
-    outputs, labels = [], []
+    outputs = []
     for batch in eval_batches(source, batch_size):
         if should_stop is not None and should_stop():
             raise Preempted("asked to stop while a model was applied")
         real = batch[EXAMPLE_MASK] > 0
         outputs.append(np.asarray(function(params, batch))[real])  # [batch, ...] -> [real, ...]
-        labels.append(batch["label"][real].astype(np.int64))
-    return np.concatenate(outputs), np.concatenate(labels)
+    return np.concatenate(outputs)

@@ -202,21 +202,21 @@ def _classify(
 def extract_features(
     features: Callable[[Params, Batch], Any], params: Params, source: Source, batch_size: int,
     should_stop: Callable[[], bool] | None = None,
-) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]:
-    """Returns the features and labels of every example of `source`, in order, padding dropped.
+) -> Float32[np.ndarray, "n d"]:
+    """Returns the features of every example of `source`, in order, padding dropped.
 
     Args:
       features: `features(params, batch) -> [batch, d]`, jitted, e.g. `Program.features`.
       params: the model's.
-      source: a labelled source.
+      source: the examples.
       batch_size: examples a call.
       should_stop: asked before each call.
 
     Raises:
       Preempted: `should_stop` said True.
     """
-    x, y = apply_all(features, params, source, batch_size, should_stop)
-    return x.astype(np.float32, copy=False), y
+    x = apply_all(features, params, source, batch_size, should_stop)
+    return x.astype(np.float32, copy=False)
 
 
 def majority_accuracy(labels_train: np.ndarray, labels_test: np.ndarray) -> float:

@@ -8,8 +8,8 @@ nothing but that score.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,8 @@ class FineTuneResult:
       params: the fine-tuned parameters.
       status: `done`, `diverged` or `preempted`.
       reinitialised: paths of the parameters that did not come from the checkpoint.
-      majority: accuracy on `test` of always answering the commonest label of `train`.
+      majority: accuracy on `test` of always answering the commonest label of `train`; None where
+        the task has no classes.
     """
 
     curve: tuple[CurvePoint, ...]
@@ -73,7 +74,7 @@ class FineTuneResult:
     params: Params
     status: Status
     reinitialised: tuple[Path, ...]
-    majority: float
+    majority: float | None
 
 
 def make_finetune(
@@ -98,7 +99,7 @@ def make_finetune(
     if "fine_tune" not in task.kinds:
         raise NotApplicable(where, "does not serve fine-tuning", got=", ".join(sorted(task.kinds)))
     for split in ("train", "validation", "test"):  # before any training: a late error is dear
-        task_labels(task, split)
+        truth(task, split)
     overrides = {**task.options, "dropout_rate": config.dropout_rate}
     target_options = resolve_options(options, overrides, f"{where}, options")
     model = make_model(modality, architecture, shape, target_options)
@@ -135,11 +136,13 @@ def finetune(
     status, scores = result.status, {}
     try:
         for split in ("validation", "test") if status == "done" else ():
-            scores[split] = task.score(*predict_all(
-                ft.program, result.state.params, task, split, batch_size, should_stop))
+            predictions = predict_all(
+                ft.program, result.state.params, task, split, batch_size, should_stop)
+            scores[split] = task.score(predictions, truth(task, split))
     except Preempted:
         status, scores = "preempted", {}
-    majority = majority_accuracy(task_labels(task, "train"), task_labels(task, "test"))
+    majority = None if task.num_classes is None else majority_accuracy(
+        task_labels(task, "train"), task_labels(task, "test"))
     return FineTuneResult(result.curve, scores, result.state.params, status,
                           tuple(reinitialised), majority)
 
@@ -147,10 +150,10 @@ def finetune(
 def predict_all(
     program: Program, params: Params, task: Task, split: str, batch_size: int,
     should_stop: Callable[[], bool] | None = None,
-) -> tuple[Shaped[np.ndarray, "n ..."], Int64[np.ndarray, " n"]]:
-    """Returns predictions and labels of every example of a split, in order.
+) -> Shaped[np.ndarray, "n ..."]:
+    """Returns predictions of every example of a split, in order.
 
-    Predictions are what `Model.predict` returns; for tasks with `candidates` they are the
+    They are what `Model.predict` returns; for tasks with `candidates` they are the
     candidates' log-likelihoods [n, candidates].
 
     Raises:
@@ -175,6 +178,24 @@ def _predictor(program: Program, task: Task) -> Callable[[Params, Batch], Array]
     return rank
 
 
+def truth(task: Task, split: str) -> Sequence[Any] | Int64[np.ndarray, " n"]:
+    """Returns what `task.score` compares predictions with: references, else labels.
+
+    Raises:
+      InputError: the split lacks them, or has more or fewer than examples.
+    """
+    if task.num_classes is not None:
+        labels = task_labels(task, split)
+        if task.references is None:
+            return labels
+    assert task.references is not None  # registration has seen to it
+    references, number = task.references(split), task.examples(split).num_examples
+    if len(references) != number:
+        raise InputError(f"task {task.name!r}, {split}", "has another number of references than of "
+                         "examples", got=len(references), expected=number)
+    return references
+
+
 def task_labels(task: Task, split: str) -> Int64[np.ndarray, " n"]:
     """Returns the labels of a split.
 
@@ -183,7 +204,7 @@ def task_labels(task: Task, split: str) -> Int64[np.ndarray, " n"]:
     """
     where = f"task {task.name!r}, {split}"
     labels = task.examples(split).labels
-    if labels is None:
+    if labels is None or task.num_classes is None:
         raise InputError(where, "its source has no labels()",
                          hint="a task's sources carry labels: see Source in modality.py")
     return check_labels(where, labels(), task.num_classes)
