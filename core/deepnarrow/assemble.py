@@ -17,7 +17,6 @@ from deepnarrow.modality import (
     Costs,
     Modality,
     Model,
-    ParamArray,
     Stack,
 )
 from deepnarrow.ops import NamedShape
@@ -107,7 +106,7 @@ def _under(role: str, costs: Costs) -> Costs:
     """Puts a stack's costs under its role: paths and components."""
     return dataclasses.replace(
         costs,
-        arrays=tuple(ParamArray((role, *a.path), a.shape, a.axes, f"{role}/{a.component}", a.active)
+        arrays=tuple(dataclasses.replace(a, path=(role, *a.path), component=f"{role}/{a.component}")
                      for a in costs.arrays),
         flops=tuple(dataclasses.replace(f, component=f"{role}/{f.component}")
                     for f in costs.flops),

@@ -8,9 +8,9 @@ The literature counts FLOPs in several ways that differ by tens of per cent for 
 number without its convention means nothing. `CONVENTIONS` names them; each is two functions of
 `Costs` that return the forward and the training FLOPs of one example by component. Training is
 three times forward: a backward pass multiplies each matrix twice (Kaplan et al. 2020, section 2.1;
-Hoffmann et al. 2022, appendix F). The conventions that count matmuls one by one (`matmul`,
-`chinchilla`, `hardware`) leave out the product that nobody needs where a matmul's input is data
-(`FlopTerm.backward`); `kaplan` and `palm` count by parameters, as their papers do.
+Hoffmann et al. 2022, appendix F). `matmul` and `hardware`, which count what runs, leave out the
+product that nobody needs where a matmul's input is data (`FlopTerm.backward`); the conventions of
+papers multiply by three throughout, as the papers do.
 
 A token is a position of a stack, and an example has those of all its stacks: T5's inputs and
 targets (encoder and decoder), a ViT's patches and its class token, if any. Padding counts, for it
@@ -74,8 +74,9 @@ def kaplan_forward(costs: Costs) -> ByComponent:
 
     N is `params_non_embedding` (the paper leaves out biases and norms too, well under a per cent).
     The attention term is the scores alone, half of what `matmul` counts for attention.
-    Each stack's parameters work on that stack's positions; parameters outside the stacks work on
-    those of the last one.
+    A parameter works on its stack's positions, outside the stacks on those of the last one, unless
+    it says otherwise (`ParamArray.positions`): a classifier's head works on one, the keys and
+    values of cross-attention on those of the encoder.
     """
     flops = _param_flops(costs, embeddings=False)
     for term in costs.flops:
@@ -100,18 +101,11 @@ def chinchilla_forward(costs: Costs) -> ByComponent:
     return dict(flops)
 
 
-def chinchilla_train(costs: Costs) -> ByComponent:
-    """As `matmul_train`, and three times what the convention counts besides matmuls."""
-    matmuls, train = matmul_forward(costs), matmul_train(costs)
-    return {name: train.get(name, 0.0) + TRAIN_PER_FORWARD * (flops - matmuls.get(name, 0.0))
-            for name, flops in chinchilla_forward(costs).items()}
-
-
 def palm_forward(costs: Costs) -> ByComponent:
     """A third of 6 N + 12 L H Q T a token (Chowdhery et al. 2022, appendix B), N with embeddings.
 
-    Stacks of different lengths are treated as in `kaplan_forward`; attention counts scores and
-    weighted sums for every pair of positions.
+    Positions are those of `kaplan_forward`; attention counts scores and weighted sums for every
+    pair of positions.
     """
     flops = _param_flops(costs, embeddings=True)
     for term in costs.flops:
@@ -146,7 +140,7 @@ CONVENTIONS: Mapping[str, Convention] = {
                    "every matrix multiplication, 2 FLOPs a multiply-add; XLA counts dots the same"),
         Convention("kaplan", kaplan_forward, three_times(kaplan_forward),
                    "Kaplan et al., Scaling Laws for Neural Language Models (2020), table 1"),
-        Convention("chinchilla", chinchilla_forward, chinchilla_train,
+        Convention("chinchilla", chinchilla_forward, three_times(chinchilla_forward),
                    "Hoffmann et al., Training Compute-Optimal LLMs (2022), appendix F"),
         Convention("palm", palm_forward, three_times(palm_forward),
                    "Chowdhery et al., PaLM (2022), appendix B"),
@@ -315,7 +309,7 @@ def _sum_terms(costs: Costs, flops_of: Callable[[FlopTerm], float]) -> ByCompone
 
 
 def _param_flops(costs: Costs, *, embeddings: bool) -> defaultdict[str, float]:
-    """2 FLOPs for each active parameter at each position of its stack."""
+    """2 FLOPs for each active parameter at each position that it works on."""
     if not costs.lengths:
         raise InputError("costs", "no stack lengths, which this convention needs",
                          hint="count with modality.count_costs, which fills them in")
@@ -323,7 +317,8 @@ def _param_flops(costs: Costs, *, embeddings: bool) -> defaultdict[str, float]:
     flops: defaultdict[str, float] = defaultdict(float)
     for array in costs.arrays:
         if embeddings or array.component not in EMBEDDING_COMPONENTS:
-            positions = costs.lengths.get(array.component.split("/")[0], last)
+            stack = costs.lengths.get(array.component.split("/")[0], last)
+            positions = stack if array.positions is None else array.positions
             flops[array.component] += 2.0 * array.size * array.active * positions
     return flops
 

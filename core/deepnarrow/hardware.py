@@ -15,7 +15,7 @@ from deepnarrow.cost import CostSummary, convert, optimizer_bytes
 from deepnarrow.errors import InputError, suggest
 from deepnarrow.protocol import check_range
 
-TERA, GIGA, GIBI = 1e12, 1e9, 2**30
+TERA, GIGA, GIBI = 1e12, 1e9, 2.0**30
 PARAM_BYTES = 4
 # A step reads each parameter forward, backward and in the update, writes it once, and writes and
 # reads its gradient.

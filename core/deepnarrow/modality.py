@@ -57,6 +57,8 @@ class ParamArray:
       component: where the ledger books it: `embedding`, `position`, `head`, or
         `ROLE/attention`, `ROLE/cross_attention`, `ROLE/mlp`, `ROLE/norm`, ...
       active: the share of it that one example uses (1 unless experts are chosen).
+      positions: at how many positions of an example it works, for the conventions that count FLOPs
+        by parameters; None for every position of its stack (of the last stack, outside of stacks).
     """
 
     path: Path
@@ -64,6 +66,7 @@ class ParamArray:
     axes: Axes
     component: str
     active: float = 1.0
+    positions: int | None = None
 
     @property
     def size(self) -> int:
@@ -444,6 +447,8 @@ class Modality:
         for another task: new heads, resampled positions.
       suffix_option: the model option that `/16` sets in a shape expression, or None.
       checkpoint_formats: foreign layouts by name; may be empty.
+      open_name: `open_name(text) -> expression` that a closed name, released or not, stands for by
+        the rules of `catalogue`, or None; used in hints.
     """
 
     name: str
@@ -459,3 +464,4 @@ class Modality:
     catalogue: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     suffix_option: str | None = None
     checkpoint_formats: Mapping[str, CheckpointFormat] = dataclasses.field(default_factory=dict)
+    open_name: Callable[[str], str | None] | None = None

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -22,11 +23,22 @@ from deepnarrow.shape import FIELD_LIMITS, FLAG_FIELDS, Preset, Shape
 
 MAX_EXPRESSION = 200
 MAX_DIGITS = 9
+MAX_FACTOR = 20  # characters of a scaling factor
 MAX_OPTION = 1_048_576
 _TERM = re.compile(r"([a-z]+)(.*)", re.DOTALL)
 _INTEGER = re.compile(r"(0|[1-9][0-9]*)(k?)")
 _DECIMAL = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
-_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"
+# Letters of other scripts that look like ours, and every kind of dash and of nothing.
+_LOOKALIKES = {
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "-"),
+    **dict.fromkeys("\u2044\u2215\uff0f", "/"), **dict.fromkeys("\u00d7\u2217\uff0a", "*"),
+    **dict(zip("\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b",
+               "aeopcyxijshdq", strict=True)),
+    **dict(zip("\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0405\u0406",
+               "ABEKMHOPCTXSI", strict=True)),
+    **dict(zip("\u03b1\u03bf\u03c1\u03bd\u03b9\u0391\u0392\u0395\u039a\u039c\u039f\u03a4",
+               "aopviABEKMOT", strict=True)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +88,15 @@ CORE_OPS: tuple[ShapeOp, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One operator with its value: `nl16` is ("NL", "set", 16), `nl*1.5` ("NL", "scale", 3/2)."""
+    """One operator with its value: `nl16` is ("NL", "set", 16), `nl*1.5` ("NL", "scale", 3/2).
+
+    `column` is where it stood, counted from 1, if anybody wrote it.
+    """
 
     symbol: str
     action: Literal["set", "scale", "flag"]
     value: Fraction = Fraction(1)
+    column: int | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         if self.action == "flag":
@@ -91,11 +107,15 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Expression:
-    """A parsed expression; `str(expression)` is its canonical form and parses back to it."""
+    """A parsed expression; `str(expression)` is its canonical form and parses back to it.
+
+    `text` is what was parsed, for messages.
+    """
 
     preset: str
     suffix: int | None = None
     terms: tuple[Term, ...] = ()
+    text: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         head = self.preset if self.suffix is None else f"{self.preset}/{self.suffix}"
@@ -155,6 +175,8 @@ class Vocabulary:
       ops: operators by symbol.
       options: names of the modality's model options.
       suffix_option: the option that `/16` sets, or None.
+      open_name: gives the open expression that a closed name stands for or would stand for, by the
+        rules of the released names; None where it knows none.
     """
 
     owner: str
@@ -163,6 +185,7 @@ class Vocabulary:
     ops: Mapping[str, ShapeOp]
     options: frozenset[str] = frozenset()
     suffix_option: str | None = None
+    open_name: Callable[[str], str | None] | None = None
 
 
 def format_decimal(value: Fraction) -> str:
@@ -215,7 +238,8 @@ def _parse_open(text: str, vocabulary: Vocabulary) -> Expression:
         _check_twice(text, terms, column, vocabulary)
         column += len(token) + 1
     order = list(vocabulary.ops)
-    return Expression(preset, suffix, tuple(sorted(terms, key=lambda t: order.index(t.symbol))))
+    terms.sort(key=lambda term: order.index(term.symbol))
+    return Expression(preset, suffix, tuple(terms), text)
 
 
 def apply(expression: Expression, vocabulary: Vocabulary) -> NamedShape:
@@ -229,12 +253,12 @@ def apply(expression: Expression, vocabulary: Vocabulary) -> NamedShape:
         fixed.add(vocabulary.suffix_option)
     shape = preset.shape
     for term in expression.terms:
-        op = vocabulary.ops[term.symbol]
+        op, where = vocabulary.ops[term.symbol], _where(expression.text or name, term.column)
         if op.option:
-            overrides[op.option] = _option_value(name, op, term, overrides)
+            overrides[op.option] = _option_value(where, op, term, overrides)
             fixed.add(op.option)
         else:
-            shape = apply_term(shape, op, term, where=f"shape {name!r}", owner=vocabulary.owner)
+            shape = apply_term(shape, op, term, where=where, owner=vocabulary.owner)
     operators = tuple(t.symbol for t in expression.terms if not vocabulary.ops[t.symbol].option)
     return NamedShape(name, shape, overrides, frozenset(fixed), operators)
 
@@ -272,20 +296,21 @@ def _field_value(where: str, op: ShapeOp, term: Term, current: int, field: str) 
     high = FIELD_LIMITS[field][1]
     if not 1 <= value <= high:
         raise ShapeError(where, f"{op.symbol.lower()} is out of range for {field}", got=value,
-                         expected=f"1..{high}")
+                         expected=f"1..{high}", hint=f"{op.symbol.lower()}{high} is the most")
     return value
 
 
-def _option_value(name: str, op: ShapeOp, term: Term, overrides: Mapping[str, int]) -> int:
+def _option_value(where: str, op: ShapeOp, term: Term, overrides: Mapping[str, int]) -> int:
     assert op.option is not None
     if term.action == "scale" and op.option not in overrides:
-        raise ShapeError(f"shape {name!r}", f"{op.symbol.lower()}* has no value to scale",
+        raise ShapeError(where, f"{op.symbol.lower()}* has no value to scale",
                          expected=f"{op.symbol.lower()} with a number")
     scaled = overrides.get(op.option, 1) * term.value
     value = int(term.value) if term.action == "set" else round_half_up(scaled)
     if not 1 <= value <= MAX_OPTION:
-        raise ShapeError(f"shape {name!r}", f"{op.symbol.lower()} is out of range", got=value,
-                         expected=f"1..{MAX_OPTION}")
+        raise ShapeError(where, f"{op.symbol.lower()} is out of range", got=value,
+                         expected=f"1..{MAX_OPTION}",
+                         hint=f"{op.symbol.lower()}{MAX_OPTION} is the most")
     return value
 
 
@@ -303,9 +328,19 @@ def _check_characters(text: str) -> None:
                          expected=f"at most {MAX_EXPRESSION}")
     for column, char in enumerate(text, start=1):
         if not (char.isascii() and (char.isalnum() or char in "-*./_")):
-            hint = "did you mean '-'?" if char in _DASHES else "use a-z, A-Z, 0-9 and - * . / _"
             raise ShapeError(_where(text, column), f"character U+{ord(char):04X} is not allowed",
-                             hint=hint)
+                             expected="a-z, A-Z, 0-9 and - * . / _", hint=_character_hint(char))
+
+
+def _character_hint(char: str) -> str | None:
+    """What `char` was probably meant to be."""
+    plain = _LOOKALIKES.get(char) or unicodedata.normalize("NFKC", char)
+    digit = unicodedata.digit(char, None)
+    if digit is not None:
+        return f"write the digit {digit}"
+    if char.isspace() or unicodedata.category(char) in ("Cf", "Cc", "Zs"):
+        return "leave it out"
+    return f"did you mean '{plain}'?" if plain != char and plain.isascii() else None
 
 
 def _check_closed(text: str, vocabulary: Vocabulary) -> None:
@@ -323,12 +358,16 @@ def _check_closed(text: str, vocabulary: Vocabulary) -> None:
 
 def _open_hint(text: str, owners: list[str], vocabulary: Vocabulary) -> str | None:
     """An open expression that works and means what the closed name tried to say."""
+    guesses: list[str | None] = []
     for owner in sorted(owners, key=len, reverse=True):
         open_name = vocabulary.catalogue[owner].open_name
-        if open_name is None:
-            continue
+        guesses += [f"{open_name}{text[len(owner):]}"] if open_name else []
+    if vocabulary.open_name:
+        # The plain size alone says less than the rules for whole names; a longer name says more.
+        guesses.insert(len(owners) - 1, vocabulary.open_name(text))
+    for guess in filter(None, guesses):
         try:
-            expression = _parse_open(f"{open_name}{text[len(owner):]}", vocabulary)
+            expression = _parse_open(guess, vocabulary)
             return f"the open name is {apply(expression, vocabulary).name}"
         except ShapeError:
             continue
@@ -404,12 +443,13 @@ def _parse_term(text: str, token: str, column: int, vocabulary: Vocabulary) -> T
         if value:
             raise ShapeError(_where(text, column), f"{name} is a flag and takes no value",
                              got=repr(shorten(value)), expected=name)
-        return Term(symbol, "flag")
+        return Term(symbol, "flag", column=column)
     if value.startswith("*"):
-        return Term(symbol, "scale", _parse_decimal(text, value[1:], column + len(name) + 1, name))
+        factor = _parse_decimal(text, value[1:], column + len(name) + 1, name)
+        return Term(symbol, "scale", factor, column)
     high = MAX_OPTION if op.option else min(FIELD_LIMITS[f][1] for f in op.fields)
     number = _parse_integer(text, value, column + len(name), name, high)
-    return Term(symbol, "set", Fraction(number))
+    return Term(symbol, "set", Fraction(number), column)
 
 
 def _check_option(text: str, op: ShapeOp, column: int, vocabulary: Vocabulary) -> None:
@@ -447,8 +487,10 @@ def _parse_integer(text: str, token: str, column: int, name: str, high: int) -> 
 
 
 def _parse_decimal(text: str, token: str, column: int, name: str) -> Fraction:
-    match = _DECIMAL.fullmatch(token)
-    if match is None or len(token) > MAX_DIGITS or Fraction(token) == 0:
+    if len(token) > MAX_FACTOR:
+        raise ShapeError(_where(text, column), f"{name}* has too long a factor",
+                         got=f"{len(token)} characters", expected=f"at most {MAX_FACTOR}")
+    if _DECIMAL.fullmatch(token) is None or Fraction(token) == 0:
         raise ShapeError(_where(text, column), f"{name}* needs a positive decimal factor",
                          got=repr(shorten(token)), expected="e.g. 2 or 1.5")
     return Fraction(token)

@@ -47,11 +47,13 @@ class Walk:
 
     Attributes:
       shapes: from the base to the chosen shape, which comes last; none costs more than the budget.
-      stopped_because: why it went no further, in words.
+      stopped_because: why it went no further, in words; "" where `next_cost` says it.
+      next_cost: what the next shape would have cost, if that is more than the budget.
     """
 
     shapes: tuple[Shape, ...]
     stopped_because: str
+    next_cost: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Registry:
         return Vocabulary(
             owner=modality.name, presets=modality.presets, catalogue=modality.catalogue,
             ops=self.shape_ops, options=frozenset(modality.options.keys()),
-            suffix_option=modality.suffix_option,
+            suffix_option=modality.suffix_option, open_name=modality.open_name,
         )
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from deepnarrow.errors import InputError
 
 MAX_SEED = 2**31 - 1  # a seed is an int32 inside compiled programs
+MAX_NUMBER = 1e30  # no setting means more; what is counted with it still fits a float
 
 
 def check_range(
@@ -26,12 +27,21 @@ def check_range(
     *,
     low_open: bool = False,
 ) -> None:
-    """Raises `InputError` unless `value` is finite and in [low, high] (or (low, high])."""
-    inside = math.isfinite(value) and low <= value <= high and not (low_open and value == low)
-    if not inside:
-        expected = f"{'>' if low_open else '>='} {low:g}"
-        expected += f" and <= {high:g}" if math.isfinite(high) else ""
+    """Raises `InputError` unless `value` is finite and in [low, high] (or (low, high]).
+
+    Nothing may be larger than 1e30, whatever `high` is.
+    """
+    # An integer may be too large for a float, so it is compared before anything is computed of it.
+    inside = (type(value) is int or math.isfinite(value)) and low <= value <= min(high, MAX_NUMBER)
+    if not inside or (low_open and value == low):
+        expected = f"{'>' if low_open else '>='} {_plain(low)}"
+        if value > MAX_NUMBER or high < MAX_NUMBER:  # a bound that nobody set is else not named
+            expected += f" and <= {_plain(min(high, MAX_NUMBER))}"
         raise InputError(where, f"{name} is out of range", got=value, expected=expected)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if abs(value) < 1e15 and value == int(value) else f"{value:g}"
 
 
 def check_choice(where: str, name: str, value: object, choices: Sequence[object]) -> None:

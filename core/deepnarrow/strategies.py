@@ -18,7 +18,7 @@ from typing import Literal
 
 from deepnarrow.cost import CostSummary
 from deepnarrow.errors import InputError, PluginError, ShapeError, suggest
-from deepnarrow.hardware import Chip, roofline_step_time
+from deepnarrow.hardware import Chip, StepTimeEstimate, roofline_step_time
 from deepnarrow.ops import (
     Expression,
     NamedShape,
@@ -37,6 +37,7 @@ WIDTH_MULTIPLE = 8  # d_model and d_ff of a scaled shape are multiples of it
 STEPS_PER_DOUBLING = 32  # of the scale along which a shape grows in several dimensions at once
 MAX_STEPS = 100 * STEPS_PER_DOUBLING
 
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.IGNORECASE)
 CostOf = Callable[[Shape], float]
 
 
@@ -49,15 +50,19 @@ def deepnarrow(base: Shape, cost_of: CostOf, budget: float) -> Walk:
     """
     deepest = max(base.num_encoder_layers, base.num_decoder_layers)
 
-    def candidates() -> Iterator[Shape]:
-        for more in range(1, FLATTENS_AT - deepest + 1):
-            yield base.replace(
-                num_encoder_layers=base.num_encoder_layers + more * (base.num_encoder_layers > 0),
-                num_decoder_layers=base.num_decoder_layers + more * (base.num_decoder_layers > 0))
+    def deeper(more: int) -> Shape:
+        return base.replace(
+            num_encoder_layers=base.num_encoder_layers + more * (base.num_encoder_layers > 0),
+            num_decoder_layers=base.num_decoder_layers + more * (base.num_decoder_layers > 0))
 
-    walk = _walk(base, candidates(), cost_of, budget)
-    if walk.stopped_because:
+    most = max(0, FLATTENS_AT - deepest)
+    walk = _walk(base, map(deeper, range(1, most + 1)), cost_of, budget)
+    if len(walk.shapes) <= most:
         return walk
+    # The last shape that is worth trying: does depth end here, or would the budget, too?
+    beyond = _walk(walk.shapes[-1], iter([deeper(most + 1)]), cost_of, budget)
+    if beyond.next_cost is not None:
+        return dataclasses.replace(walk, next_cost=beyond.next_cost)
     unspent = 1 - cost_of(walk.shapes[-1]) / budget
     return dataclasses.replace(walk, stopped_because=(
         f"gains flatten at 32-{FLATTENS_AT} layers (Tay et al., ICLR 2022); {unspent:.0%} of the "
@@ -122,8 +127,7 @@ def _walk(base: Shape, candidates: Iterator[Shape], cost_of: CostOf, budget: flo
         except InputError as error:
             return Walk(tuple(shapes), f"the next shape cannot be: {error}")
         if cost > budget:
-            reason = f"the next shape costs {cost:.10g}, more than the budget of {budget:.10g}"
-            return Walk(tuple(shapes), reason)
+            return Walk(tuple(shapes), "", next_cost=cost)
         shapes.append(shape)
 
 
@@ -188,7 +192,7 @@ class StrategyResult:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What `time` budgets are estimated for."""
+    """What step times are estimated for."""
 
     chip: Chip
     batch_size: int = 128
@@ -196,11 +200,11 @@ class Machine:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     optimizer: Literal["adafactor", "adamw"] = "adafactor"
 
-    def step_time_s(self, summary: CostSummary) -> float:
-        """Seconds of one training step; an estimate."""
+    def estimate(self, summary: CostSummary) -> StepTimeEstimate:
+        """Estimates one training step."""
         return roofline_step_time(
             summary, self.chip, batch_size=self.batch_size, num_chips=self.num_chips,
-            dtype=self.dtype, optimizer=self.optimizer).step_time_s
+            dtype=self.dtype, optimizer=self.optimizer)
 
 
 def walk(
@@ -238,13 +242,28 @@ def walk(
     first = apply(start, vocabulary)
     if (cost := cost_of(first.shape)) > amount:
         raise InputError(f"budget {budget!r}", f"{first.name} alone costs more",
-                         got=f"{amount:.10g}", expected=f"at least {cost:.10g}",
+                         got=amount_text(kind, amount),
+                         expected=f"at least {amount_text(kind, cost)}",
                          hint="start from a smaller base")
     walked = strategy.propose(first.shape, cost_of, amount)
     steps = tuple(Step(named(s).name, named(s), cost_of(s)) for s in walked.shapes)
     _check_walk(strategy, steps, amount)
-    return StrategyResult(strategy.name, strategy.source, kind, amount, steps,
-                          walked.stopped_because)
+    reason = walked.stopped_because
+    if walked.next_cost is not None:
+        reason = (f"the next shape costs {amount_text(kind, walked.next_cost)}, more than the "
+                  f"budget of {amount_text(kind, amount)}")
+    return StrategyResult(strategy.name, strategy.source, kind, amount, steps, reason)
+
+
+def amount_text(kind: str, amount: float) -> str:
+    """Shows a cost or a budget: parameters to the last one, the others to four digits.
+
+    >>> amount_text("params", 222903552.0), amount_text("flops", 1.23456e12)
+    ('222,903,552', '1.235e+12')
+    """
+    if kind.startswith("params"):
+        return f"{amount:,.0f}"
+    return f"{amount:.4g} s" if kind == "time" else f"{amount:.4g}"
 
 
 def _check_walk(strategy: Strategy, steps: Sequence[Step], amount: float) -> None:
@@ -285,10 +304,7 @@ def parse_budget(
     if kind == "time" and machine is None:
         raise InputError(f"budget {text!r}", "no chip to estimate the time for")
     if re.match(r"[+.\-0-9]|nan|inf", amount, re.IGNORECASE) or not amount:
-        try:
-            number = float(amount)
-        except ValueError:
-            number = math.nan
+        number = float(amount) if _NUMBER.fullmatch(amount) else math.nan
         if not (math.isfinite(number) and number > 0):
             raise InputError(f"budget {text!r}", "no positive number", got=repr(amount),
                              expected="e.g. 220e6, or the expression of a shape")
@@ -299,7 +315,7 @@ def parse_budget(
 def _cost(kind: str, summary: CostSummary, machine: Machine | None) -> float:
     if kind == "time":
         assert machine is not None  # parse_budget has seen to it
-        return machine.step_time_s(summary)
+        return machine.estimate(summary).step_time_s
     return float({
         "params": summary.params_total,
         "params_non_embedding": summary.params_non_embedding,

@@ -18,6 +18,7 @@ import pytest
 from deepnarrow import cli
 from deepnarrow.cli.parser import COMMANDS, LIST_KINDS, integer, integers, number, parse
 from deepnarrow.errors import InputError, Preempted
+from deepnarrow.plugins import registry
 from deepnarrow.records import MetricRow, Record
 from deepnarrow.signals import StopRequest
 from deepnarrow.store import Store
@@ -431,7 +432,6 @@ def test_a_presets_patch_size_is_only_its_default(run):
 
 def test_shape_refuses_operators_that_mean_nothing_in_an_architecture(refused, monkeypatch):
     from deepnarrow.cli import shape
-    from deepnarrow.plugins import registry
 
     found = registry()
     lean = dataclasses.replace(found.architectures["transformer"], name="lean",
@@ -453,7 +453,9 @@ def test_shape_refuses_operators_that_mean_nothing_in_an_architecture(refused, m
 def test_ledger_adds_up_to_the_shape(run, modality, name, components):
     code, out, _ = run("shape", modality, name, "--ledger", "--optimizer", "adamw", "--json")
     [shape] = json.loads(out)
-    assert (code, list(shape)) == (0, ["name", "shape", "params", "flops", "ledger"])
+    assert (code, list(shape)) == (0, ["name", "shape", "params", "flops", "tokens", "ledger"])
+    assert shape["tokens"] == {"text_t5": {"encoder": 512, "decoder": 114},
+                               "vision_vit": {"encoder": 196}}[modality]
     rows = shape["ledger"]
     assert all(list(row) == [
         "component", "params", "flops_forward_per_example", "flops_train_per_example",
@@ -489,6 +491,53 @@ def test_ledger_tables(run):
     assert out.count("decoder/cross_attention") == 2
 
 
+# --- shape --chip ---------------------------------------------------------------------------------
+def test_step_time_is_a_roofline_of_one_chip(run):
+    code, out, _ = run("shape", "text_t5", "base", "small", "--chip", "v5e", "--batch-size", "32",
+                       "--optimizer", "adamw", "--set", "compute_dtype=bfloat16", "--json")
+    assert code == 0
+    for shape in json.loads(out):
+        time = shape["step_time"]
+        assert {key: time[key] for key in ("chip", "batch_size", "dtype", "optimizer")} == {
+            "chip": "v5e", "batch_size": 32, "dtype": "bfloat16", "optimizer": "adamw"}
+        # The vendor's 197 TFLOP/s; no remat, so the hardware's FLOPs are the matmuls'.
+        assert time["compute_s"] == pytest.approx(
+            32 * shape["flops"]["train_per_example"] / 197e12, rel=1e-12)
+        assert time["interconnect_s"] == 0
+        assert time["seconds"] == max(time["compute_s"], time["memory_s"])
+        assert time["bound"] == max(("compute", "memory"), key=lambda name: time[f"{name}_s"])
+    _, table, _ = run("shape", "text_t5", "base", "--chip", "v5e")
+    assert "a training step on one v5e, batch 128" in table
+    assert "estimate" in table
+
+
+def test_chips_and_conventions_are_listed_with_their_sources(run):
+    _, out, _ = run("list", "chips", "--json")
+    chips = {row["name"]: row for row in json.loads(out)}
+    assert set(chips) == {"v3", "v4", "v5e", "v5p", "v6e", "h100", "a100"}
+    assert chips["v5p"]["peak_flops"]["bfloat16"] == 459e12
+    _, out, _ = run("list", "conventions", "--json")
+    assert [row["name"] for row in json.loads(out)] == [
+        "matmul", "kaplan", "chinchilla", "palm", "hardware"]
+    assert all(row["source"] for row in (*json.loads(out), *chips.values()))
+
+
+# --- numbers that no model has --------------------------------------------------------------------
+def integer_options() -> list[tuple[str, str]]:
+    return [(name, option) for name, modality in registry().modalities.items()
+            for option, value in modality.options.items() if type(value) is int]
+
+
+@pytest.mark.parametrize(("modality", "option"), integer_options())
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "-1" + "0" * 400, "1" + "0" * 30, "-1"])
+def test_absurd_options_are_refused_in_one_line(refused, modality, option, value):
+    [line] = refused("shape", modality, "tiny", "--ledger", "--chip", "v4", "--set",
+                     f"{option}={value}")
+    assert option in line
+    assert "out of range" in line
+    assert len(line) < 400
+
+
 # --- shape --strategy -----------------------------------------------------------------------------
 def strategy(*arguments: str, modality: str = "text_t5", name: str = "deepnarrow") -> list[str]:
     return ["shape", modality, "--strategy", name, *arguments]
@@ -511,7 +560,9 @@ def test_strategy_json(run):
     # One more layer of each stack: 7,342,592 parameters (T5 small's, by hand from its fields).
     layer = 4 * 512 * 512 + 2 * 512 * 2048 + 2 * 512 + (8 * 512 * 512 + 2 * 512 * 2048 + 3 * 512)
     assert steps[-1]["cost"] + layer > 220e6
-    assert f"the next shape costs {steps[-1]['cost'] + layer:.0f}," in walk["stopped_because"]
+    assert walk["stopped_because"] == (
+        f"the next shape costs {steps[-1]['cost'] + layer:,.0f}, more than the budget of "
+        "220,000,000")
     _, shape, _ = run("shape", "text_t5", "small-nl27", "--json")
     assert json.loads(shape) == [{key: steps[-1][key] for key in json.loads(shape)[0]}]
 
@@ -572,7 +623,7 @@ def test_a_time_budget_is_of_a_chip_and_a_batch(run):
     assert len(walk("--chip", "v5e", "--optimizer", "adamw")["steps"]) <= len(plain["steps"])
     code, out, _ = run(*strategy("--from", "tiny", "--budget", "time:0.1", "--chip", "v5e"))
     assert code == 0
-    assert "budget of 100 ms" in out
+    assert "budget of 0.1 s" in out
 
 
 BUDGET = ["--budget", "params:1e9"]
@@ -611,8 +662,12 @@ BUDGET = ["--budget", "params:1e9"]
      "--ledger: means nothing with --strategy", "EXPR --ledger"),
     (["base", "--from", "small"], "--from: means nothing without --strategy", "--strategy"),
     (["base", *BUDGET], "--budget: means nothing without --strategy", "--strategy"),
-    (["base", "--chip", "v4"], "--chip: means nothing without --strategy", "--strategy"),
+    (["base", "--batch-size", "4"], "--batch-size: means nothing without --chip", "--chip"),
     (["base", "--optimizer", "adamw"], "--optimizer: means nothing without --ledger", "--ledger"),
+    (["base", "--ledger", "--ledger"], "--ledger: is given twice. Hint", "keep one"),
+    (["base", "--chip", "v5"], "chip: unknown (got v5; expected one of v3, v4", "did you mean"),
+    (["--strategy", "width", "--from", "small", "--budget", "params:1_000_000"],
+     "no positive number (got '1_000_000'", ""),
     (["base", "--ledger", "--optimizer", "adamv"],
      "--optimizer: unknown (got adamv; expected one of adafactor, adamw)", "did you mean adamw?"),
     (["--ledger"], "the following arguments are required: EXPR", "--help"),

@@ -226,7 +226,8 @@ TOY = "modalities.toy"
     (f"{TOY}.protocol.optimizer.learning_rate='1e-3'", "has a wrong type, str (got '1e-3'; "
      "expected a number). Hint: write it without quotes"),
     (f"{TOY}.protocol.optimizer.learning_rate=nan", "has a wrong type, str"),
-    (f"{TOY}.protocol.optimizer.learning_rate=1e999", "is out of range (got inf; expected > 0)"),
+    (f"{TOY}.protocol.optimizer.learning_rate=1e999", "is out of range (got inf; expected > 0 "
+         "and <= 1e+30)"),
     (f"{TOY}.protocol.optimizer.learning_rate=False", "has a wrong type, bool"),
     (f"{TOY}.protocol.optimizer.schedule=cosin", "is unknown (got 'cosin'; expected one of "
      "inverse_sqrt, cosine, constant). Hint: did you mean cosine?"),

@@ -129,8 +129,8 @@ def test_hardware_adds_what_remat_repeats(remat, repeated):
 
 
 @pytest.mark.parametrize(("convention", "more"), [
-    ("matmul", 2), ("chinchilla", 2), ("hardware", 2), ("kaplan", 3), ("palm", 3)])
-def test_data_need_no_gradient_where_matmuls_are_counted(convention, more):
+    ("matmul", 2), ("hardware", 2), ("chinchilla", 3), ("kaplan", 3), ("palm", 3)])
+def test_data_need_no_gradient_where_what_runs_is_counted(convention, more):
     """An embedding of 20 values each: a matmul with data costs 2 x forward to train, not 3 x."""
     kernel = ParamArray(("kernel",), (20, D_MODEL), (None, "embed"), "frame")
     term = FlopTerm("frame", "weight", 2.0 * INPUTS * 20 * D_MODEL, backward=1.0)

@@ -54,7 +54,7 @@ def test_deepnarrow_walks_depth_layer_by_layer_until_the_budget_ends():
     result = go("deepnarrow", "small", f"params:{budget}")
     assert [step.name for step in result.steps] == ["small", "small-nl7", "small-nl8", "small-nl9"]
     assert [step.cost for step in result.steps] == [params(s.name) for s in result.steps]
-    assert f"costs {params('small-nl10')}, more than the budget" in result.stopped_because
+    assert f"costs {params('small-nl10'):,}, more than the budget" in result.stopped_because
     assert (result.kind, result.budget, result.strategy) == ("params", budget, "deepnarrow")
 
 
@@ -71,6 +71,18 @@ def test_deepnarrow_stops_where_gains_flatten():
     deep = go("deepnarrow", "small-nl40", "params:1e12")
     assert [step.name for step in deep.steps] == ["small-nl40"]
     assert "gains flatten" in deep.stopped_because
+
+
+def test_at_the_depth_where_gains_flatten_the_budget_may_bind_too():
+    at = params(f"small-nl{FLATTENS_AT}")
+    result = go("deepnarrow", "small", f"params:{at}")
+    assert result.steps[-1].name == f"small-nl{FLATTENS_AT}"
+    beyond = params(f"small-nl{FLATTENS_AT + 1}")
+    assert result.stopped_because == (
+        f"the next shape costs {beyond:,}, more than the budget of {at:,}")
+    result = go("deepnarrow", "small", f"params:{beyond}")
+    assert result.steps[-1].name == f"small-nl{FLATTENS_AT}"
+    assert "gains flatten" in result.stopped_because
 
 
 def test_deepnarrow_under_what_another_shape_costs():
@@ -152,9 +164,10 @@ def test_a_ladder_is_a_walk_for_each_budget():
 def test_a_time_budget_is_an_estimate_on_a_machine():
     machine = Machine(CHIPS["v5e"], batch_size=8)
     result = go("deepnarrow", "small", "time:base", machine=machine)
-    assert result.budget == machine.step_time_s(summary_of(resolve("base", TEXT)))
+    assert result.budget == machine.estimate(summary_of(resolve("base", TEXT))).step_time_s
     assert len(result.steps) > 1
-    assert all(step.cost == machine.step_time_s(summary_of(step.shape)) for step in result.steps)
+    assert all(step.cost == machine.estimate(summary_of(step.shape)).step_time_s
+               for step in result.steps)
 
 
 def test_the_registry_offers_them():

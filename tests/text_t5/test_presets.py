@@ -6,10 +6,12 @@ import sys
 import pytest
 
 from deepnarrow.assemble import count_costs
+from deepnarrow.config import resolve_options
 from deepnarrow.cost import summarize
 from deepnarrow.errors import ShapeError
 from deepnarrow.ops import resolve
 from deepnarrow.plugins import registry
+from deepnarrow.shape import Shape
 from deepnarrow_text_t5.options import default_options
 from deepnarrow_text_t5.presets import CATALOGUE, PRESETS
 
@@ -112,6 +114,11 @@ def test_operators_have_no_such_quirks(vocabulary):
     ("t5-efficient-base-ff2000-nl4", "the open name is base-nl4-ff2048"),
     ("t5-efficient-base-sh", "the open name is base-sh"),
     ("t5-efficient-tiny-ff2000-nl3", "the open name is tiny-nl3"),
+    ("t5-efficient-large-ff2000", "the open name is large-ff2048"),
+    ("t5-efficient-xl-dm2000-nl3", "the open name is xl-nl3-dm2048"),
+    ("t5-efficient-tiny-el4", "the open name is tiny-el4-dl12"),
+    ("t5-efficient-tiny-dl4", "the open name is tiny-el12-dl4"),
+    ("t5-efficient-tiny-el2-dl4", "the open name is tiny-el2-dl4"),
     ("t5-efficient-base-nl16-nl4", "did you mean t5-efficient-base-nl16?"),
     ("t5-eficient-base", "did you mean t5-efficient-base?"),
     ("google/t5-efficient-base", "did you mean t5-efficient-base?"),
@@ -120,6 +127,21 @@ def test_closed_names_are_closed(text, hint, vocabulary):
     with pytest.raises(ShapeError) as caught:
         resolve(text, vocabulary)
     assert hint in str(caught.value)
+
+
+def test_kaplan_counts_what_reads_the_inputs_at_the_inputs(t5):
+    """By hand: 2 N a position, but keys and values of cross-attention look at the encoder."""
+    shape = Shape(3, 2, d_model=128, d_ff=320, d_kv=16, num_heads=4)
+    modality, architecture = t5
+    options = resolve_options(modality.options, {"input_length": 40, "target_length": 9}, "options")
+    costs = count_costs(modality, architecture, shape, options)
+    attention, mlp, norm, bias = 4 * 128 * 64, 2 * 128 * 320, 128, 32 * 4
+    encoder = 3 * (attention + mlp + 2 * norm) + norm + bias
+    decoder = 2 * (attention + attention // 2 + mlp + 3 * norm) + norm + bias
+    from_encoder = 2 * attention // 2
+    scores = 2 * 64 * (3 * 40 * 40 + 2 * 9 * 9 + 2 * 9 * 40)
+    assert summarize(costs, "kaplan").flops_forward_per_example == (
+        2 * (40 * (encoder + from_encoder) + 9 * decoder) + scores)
 
 
 def test_presets_grow_and_the_unconfirmed_one_says_so(t5):
@@ -139,8 +161,10 @@ import sys, time
 from deepnarrow.config import resolve_options
 from deepnarrow.cost import summarize
 from deepnarrow.assemble import count_costs
+from deepnarrow.config import resolve_options
 from deepnarrow.ops import resolve
 from deepnarrow.plugins import registry
+from deepnarrow.shape import Shape
 
 modality = registry().modality("text_t5")
 vocabulary, architecture = registry().vocabulary(modality), registry().architecture("transformer")

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from deepnarrow.cli.output import Output, table
 from deepnarrow.cli.parser import LIST_KINDS
+from deepnarrow.cost import CONVENTIONS
 from deepnarrow.errors import InputError, suggest
+from deepnarrow.hardware import CHIPS
 from deepnarrow.modality import BoundArchitecture, Modality, Task
 from deepnarrow.plugins import PluginInfo, Registry, registry
+from deepnarrow.report.text import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +53,8 @@ def _name(row: Row) -> str:
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return count(value)
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_cell(v)}" for key, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else value
@@ -119,6 +124,19 @@ def _launchers(found: Registry) -> list[Row]:
             for name in found.launchers]
 
 
+def _conventions(found: Registry) -> list[Row]:
+    del found  # the core's own
+    return [{"name": name, "source": one.source} for name, one in CONVENTIONS.items()]
+
+
+def _chips(found: Registry) -> list[Row]:
+    del found
+    return [{"name": name, "peak_flops": dict(chip.peak_flops), "hbm_bytes": chip.hbm_bytes,
+             "hbm_bandwidth": chip.hbm_bandwidth,
+             "interconnect_bandwidth": chip.interconnect_bandwidth, "source": chip.source}
+            for name, chip in CHIPS.items()]
+
+
 def _plugins(found: Registry) -> list[Row]:
     return [_plugin(info) for info in found.plugins]
 
@@ -131,5 +149,6 @@ def _plugin(info: PluginInfo) -> Row:
 
 KINDS: dict[str, Callable[[Registry], list[Row]]] = dict(zip(
     LIST_KINDS,
-    (_modalities, _architectures, _ops, _tasks, _strategies, _forms, _launchers, _plugins),
+    (_modalities, _architectures, _ops, _tasks, _strategies, _forms, _launchers, _conventions,
+     _chips, _plugins),
     strict=True))

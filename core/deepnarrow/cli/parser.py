@@ -15,7 +15,8 @@ PROG = "deepnarrow"
 EPILOG = """exit codes: 0 done, 1 a bug, 2 bad input, 75 stopped on request (run it again)
 deepnarrow COMMAND --help shows a command's arguments"""
 LIST_KINDS = (
-    "modalities", "architectures", "ops", "tasks", "strategies", "forms", "launchers", "plugins",
+    "modalities", "architectures", "ops", "tasks", "strategies", "forms", "launchers",
+    "conventions", "chips", "plugins",
 )
 Command = Callable[[argparse.Namespace], Any]
 
@@ -45,10 +46,24 @@ class Once(argparse.Action):
     ) -> None:
         given = namespace.__dict__.setdefault("given", set())
         if self.dest in given:
-            raise InputError(f"{parser.prog} {option_string}", "is given twice", got=values,
-                             hint="keep one of them")
+            raise InputError(f"{parser.prog} {option_string}", "is given twice",
+                             got=None if values is True else values, hint="keep one of them")
         given.add(self.dest)
         setattr(namespace, self.dest, values)
+
+
+class OnceFlag(Once):
+    """Switches a flag without a value on, once."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any):
+        super().__init__(option_strings, dest, nargs=0, default=False, **settings)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        del values
+        super().__call__(parser, namespace, True, option_string)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Command, argparse.Namespace]:
@@ -70,8 +85,8 @@ def parse(arguments: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     summary, target, add_arguments = COMMANDS[name]
     parser = Parser(f"{PROG} {name}", summary)
     add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
+    parser.add_argument("--json", action=OnceFlag, help="print one JSON document")
+    parser.add_argument("--debug", action=OnceFlag, help="show tracebacks of input errors")
     options, extras = parser.parse_known_intermixed_args(rest)
     if extras:
         raise _unknown_argument(parser, extras[0])
@@ -165,7 +180,7 @@ def _shape(parser: Parser) -> None:
                         help=f"how FLOPs are counted: {', '.join(CONVENTIONS)} (default: matmul)")
     parser.add_argument("--architecture", action=Once, default="transformer",
                         help="what fills the stacks (default: transformer)")
-    parser.add_argument("--ledger", action="store_true", help="costs by component")
+    parser.add_argument("--ledger", action=OnceFlag, help="costs by component")
     parser.add_argument("--optimizer", action=Once, help="whose statistics the ledger and time "
                         "budgets count: adafactor or adamw (default: adafactor)")
     parser.add_argument("--strategy", metavar="NAME", action=Once, help="walk from a shape as far "
@@ -175,10 +190,10 @@ def _shape(parser: Parser) -> None:
     parser.add_argument("--budget", metavar="KIND:AMOUNT[,AMOUNT...]", action=Once,
                         help=f"KIND: {', '.join(BUDGET_KINDS)}; AMOUNT: a number, or a shape for "
                         "what that costs; several make a ladder")
-    parser.add_argument("--chip", metavar="NAME", action=Once,
-                        help=f"that a time budget is estimated for: {', '.join(CHIPS)}")
+    parser.add_argument("--chip", metavar="NAME", action=Once, help="estimate the time of a "
+                        f"training step on one chip: {', '.join(CHIPS)}")
     parser.add_argument("--batch-size", metavar="N", action=Once,
-                        help="that a time budget is estimated for (default: 128)")
+                        help="of that step (default: 128)")
 
 
 def _study(parser: Parser) -> None:
@@ -189,7 +204,7 @@ def _study(parser: Parser) -> None:
     _set(parser, "KEY=VALUE", "changes the config, e.g. run.log_every=5; several may be given")
     parser.add_argument("--launcher", action=Once, default="local",
                         help="what runs the trials (default: local)")
-    parser.add_argument("--dry-run", action="store_true",
+    parser.add_argument("--dry-run", action=OnceFlag,
                         help="show cells, costs, time and disk; train nothing")
 
 

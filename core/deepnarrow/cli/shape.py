@@ -7,11 +7,17 @@
     params   {total, embedding, non_embedding}
     flops    {convention, forward_per_example, train_per_example}
 
-With `--ledger` each also has `ledger`, a list with an object for each component:
+With `--ledger` each also has `tokens`, the positions of each stack (an example's tokens), and
+`ledger`, a list with an object for each component:
 
     component, params, flops_forward_per_example, flops_train_per_example,
     flops_forward_per_token, flops_train_per_token, activation_bytes_per_example,
     optimizer_bytes, optimizer
+
+With `--chip` each also has `step_time`, a roofline estimate of one training step on one chip:
+
+    chip, batch_size, dtype, optimizer, seconds (the longest of the next three), compute_s,
+    memory_s, interconnect_s, bound (which one that is)
 
 With `--strategy` the list has an object for each budget instead:
 
@@ -33,14 +39,14 @@ from deepnarrow.assemble import check_operators, count_costs
 from deepnarrow.cli.output import Output, table
 from deepnarrow.cli.parser import integer
 from deepnarrow.config import resolve_options
-from deepnarrow.cost import CostSummary, LedgerRow, convention_named, ledger, summarize
+from deepnarrow.cost import CostSummary, convention_named, ledger, summarize
 from deepnarrow.errors import InputError, ShapeError, suggest
 from deepnarrow.hardware import CHIPS, chip_named
 from deepnarrow.modality import AnyArchitecture, Modality
 from deepnarrow.ops import NamedShape, Vocabulary, resolve
 from deepnarrow.plugins import registry
 from deepnarrow.settings import Report, like, parse_settings
-from deepnarrow.strategies import BUDGET_KINDS, Machine, StrategyResult, ladder
+from deepnarrow.strategies import BUDGET_KINDS, Machine, StrategyResult, amount_text, ladder
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -88,9 +94,12 @@ class Counter:
         try:
             return summarize(count_costs(self.modality, self.architecture, named.shape, options),
                              self.convention)
-        except ShapeError as error:  # of several shapes it must say which
-            raise ShapeError(f"shape {named.name!r}", error.what, got=error.got,
-                             expected=error.expected, hint=error.hint) from error
+        except InputError as error:  # of several shapes it must say which
+            where = f"shape {named.name!r}"
+            if not isinstance(error, ShapeError):
+                where += f", {error.where}"
+            raise type(error)(where, error.what, got=error.got, expected=error.expected,
+                              hint=error.hint) from error
 
 
 def run(options: argparse.Namespace) -> Output:
@@ -104,14 +113,20 @@ def run(options: argparse.Namespace) -> Output:
     counter = Counter(modality, architecture, options.convention,
                       _settings(modality, options.settings))
     vocabulary = found.vocabulary(modality)
+    machine = _machine(options, counter, optimizer)
     if options.strategy is not None:
-        return _walk(options, counter, vocabulary, optimizer)
+        return _walk(options, counter, vocabulary, machine)
     counted = _count_all(options.expressions, counter, vocabulary)
-    ledgers = [ledger(costs, optimizer) if options.ledger else None for _, costs in counted]
-    document = [_document(*pair) if rows is None
-                else {**_document(*pair), "ledger": _ledger_document(rows, optimizer)}
-                for pair, rows in zip(counted, ledgers, strict=True)]
-    return Output(document, lambda console: _show(console, counted, ledgers, optimizer))
+    document = [_document(*pair) for pair in counted]
+    for one, (_, costs) in zip(document, counted, strict=True):
+        if options.ledger:
+            one["tokens"] = dict(costs.costs.lengths)
+            one["ledger"] = [{**dataclasses.asdict(row), "optimizer": optimizer}
+                             for row in ledger(costs, optimizer)]
+        if machine:
+            one["step_time"] = _time_document(machine, costs)
+    return Output(document, lambda console: _show(
+        console, counted, optimizer if options.ledger else None, machine))
 
 
 def _count_all(expressions: Sequence[str], counter: Counter, vocabulary: Vocabulary) -> Counted:
@@ -133,10 +148,13 @@ def _check_arguments(options: argparse.Namespace) -> None:
     walks = {"--from": options.base, "--budget": options.budget}
     timed = {"--chip": options.chip, "--batch-size": options.batch_size}
     if options.strategy is None:
-        _refuse({**walks, **timed}, "means nothing without --strategy", WALK_HINT)
-        if not options.ledger:
-            _refuse({"--optimizer": options.optimizer}, "means nothing without --ledger",
-                    "--ledger --optimizer adamw")
+        _refuse(walks, "means nothing without --strategy", WALK_HINT)
+        if options.chip is None:
+            _refuse({"--batch-size": options.batch_size}, "means nothing without --chip",
+                    "--chip v5e --batch-size 128")
+            if not options.ledger:
+                _refuse({"--optimizer": options.optimizer},
+                        "means nothing without --ledger or --chip", "--ledger --optimizer adamw")
         if not options.expressions:
             raise InputError(WHERE, "the following arguments are required: EXPR",
                              hint=f"{WHERE} --help")
@@ -190,11 +208,10 @@ def _settings(modality: Modality, texts: list[str]) -> dict[str, Any]:
 
 # --- strategies ----------------------------------------------------------------------------------
 def _walk(
-    options: argparse.Namespace, counter: Counter, vocabulary: Vocabulary, optimizer: Optimizer
+    options: argparse.Namespace, counter: Counter, vocabulary: Vocabulary, machine: Machine | None
 ) -> Output:
     """Has a strategy spend each budget."""
     strategy = registry().strategy(options.strategy)
-    machine = _machine(options, counter, optimizer)
     walks = ladder(vocabulary, counter, strategy, options.base, _budgets(options.budget), machine)
     document = [_walk_document(walked, counter, machine) for walked in walks]
     return Output(document, lambda console: _show_walks(console, walks, counter))
@@ -212,12 +229,12 @@ def _budgets(text: str) -> list[str]:
 def _machine(
     options: argparse.Namespace, counter: Counter, optimizer: Optimizer
 ) -> Machine | None:
-    """What a time budget is estimated for; matmuls run in the model's own `compute_dtype`."""
-    if options.budget.partition(":")[0] != "time":
-        return None
+    """What step times are estimated for; matmuls run in the model's own `compute_dtype`."""
     if options.chip is None:
-        raise InputError("--budget", "a time budget needs a chip to estimate the time for",
-                         expected=f"--chip with one of {', '.join(CHIPS)}", hint="--chip v5e")
+        if options.strategy is not None and options.budget.partition(":")[0] == "time":
+            raise InputError("--budget", "a time budget needs a chip to estimate the time for",
+                             expected=f"--chip with one of {', '.join(CHIPS)}", hint="--chip v5e")
+        return None
     dtype = {**counter.modality.options.to_dict(), **counter.settings}["compute_dtype"]
     batch_size = Machine.batch_size
     if options.batch_size is not None:
@@ -252,26 +269,18 @@ def _show_walks(console: Console, walks: Sequence[StrategyResult], counter: Coun
     for walked, step in steps:
         shape, costs = step.shape.shape, counter(step.shape)
         rows.append((step.name, shape.num_encoder_layers, shape.num_decoder_layers,
-                     _amount(walked.kind, step.cost), _amount(walked.kind, walked.budget),
+                     amount_text(walked.kind, step.cost), amount_text(walked.kind, walked.budget),
                      f"{costs.params_total:,}", count(costs.flops_forward_per_example),
                      count(costs.flops_train_per_example)))
     columns = ["name", "el:", "dl:", "cost:", "budget:", "params:", "forward:", "train:"]
     console.print(table(columns, rows, title=f"{first.strategy} from {first.steps[0].name}"))
     lines = [f"stopped at {walked.steps[-1].name} with a budget of "
-             f"{_amount(walked.kind, walked.budget)}: {walked.stopped_because}" for walked in walks]
+             f"{amount_text(walked.kind, walked.budget)}: {walked.stopped_because}"
+             for walked in walks]
     lines += [f"{first.strategy}: {first.source}", f"cost: {BUDGET_KINDS[first.kind]}",
               _convention_line(counter.convention)]
     for line in lines:
         console.print(plain(line, 1000), markup=False, soft_wrap=True)
-
-
-def _amount(kind: str, value: float) -> str:
-    """A cost or a budget: parameters to the last one, the others to three digits."""
-    from deepnarrow.report.text import count, seconds
-
-    if kind == "time":
-        return seconds(value)
-    return count(value) if kind == "flops" else f"{value:,.0f}"
 
 
 # --- documents and tables ------------------------------------------------------------------------
@@ -287,14 +296,17 @@ def _document(named: NamedShape, costs: CostSummary) -> dict[str, Any]:
     }
 
 
-def _ledger_document(rows: Sequence[LedgerRow], optimizer: Optimizer) -> list[dict[str, Any]]:
-    return [{**dataclasses.asdict(row), "optimizer": optimizer} for row in rows]
+def _time_document(machine: Machine, costs: CostSummary) -> dict[str, Any]:
+    estimate = machine.estimate(costs)
+    return {"chip": machine.chip.name, "batch_size": machine.batch_size, "dtype": machine.dtype,
+            "optimizer": machine.optimizer, "seconds": estimate.step_time_s,
+            **dataclasses.asdict(estimate), "bound": estimate.bound}
 
 
 def _show(
-    console: Console, counted: Counted, ledgers: Sequence[Sequence[LedgerRow] | None],
-    optimizer: Optimizer,
+    console: Console, counted: Counted, ledger_of: Optimizer | None, machine: Machine | None
 ) -> None:
+    """A table of the shapes, the ledger of each where asked for, and what the numbers are."""
     from deepnarrow.report.text import count
 
     rows = []
@@ -310,20 +322,35 @@ def _show(
     columns = ["name", "el:", "dl:", "dm:", "ff:", "kv:", "nh:", "shared", "params:", "embed:",
                "other:", "forward:", "train:"]
     console.print(table(columns, rows))
-    for (named, _), components in zip(counted, ledgers, strict=True):
-        if components is not None:
-            _show_ledger(console, named.name, components, optimizer)
-    if any(ledgers):
+    if ledger_of:
+        for named, costs in counted:
+            _show_ledger(console, named.name, costs, ledger_of)
         console.print("activations: bytes per example that are kept for the backward pass without "
-                      f"remat; {optimizer}: bytes of its statistics")
+                      f"remat; {ledger_of}: bytes of its statistics")
+    if machine:
+        _show_times(console, counted, machine)
     console.print(_convention_line(counted[0][1].convention))
 
 
-def _show_ledger(
-    console: Console, name: str, components: Sequence[LedgerRow], optimizer: Optimizer
-) -> None:
+def _show_times(console: Console, counted: Counted, machine: Machine) -> None:
+    from deepnarrow.report.text import seconds
+
+    rows = []
+    for named, costs in counted:
+        estimate = machine.estimate(costs)
+        rows.append((named.name, seconds(estimate.step_time_s), estimate.bound,
+                     seconds(estimate.compute_s), seconds(estimate.memory_s)))
+    title = f"a training step on one {machine.chip.name}, batch {machine.batch_size}"
+    columns = ["name", "step (estimate):", "bound by", "compute:", "memory:"]
+    console.print(table(columns, rows, title=title))
+    console.print(f"estimate: matmuls at the {machine.dtype} peak against bytes through memory "
+                  f"({machine.optimizer}); no step is faster, most are slower")
+
+
+def _show_ledger(console: Console, name: str, costs: CostSummary, optimizer: Optimizer) -> None:
     from deepnarrow.report.text import cost, count
 
+    components = ledger(costs, optimizer)
     numbers = [dataclasses.astuple(row)[1:] for row in components]
     total = tuple(map(sum, zip(*numbers, strict=True)))
     names = [row.component for row in components]
@@ -335,6 +362,8 @@ def _show_ledger(
     columns = ["component", "params:", "forward:", "train:", "forward/token:", "train/token:",
                "activations:", f"{optimizer}:"]
     console.print(table(columns, rows, title=f"{name}, by component"))
+    stacks = " + ".join(f"{length:,} ({role})" for role, length in costs.costs.lengths.items())
+    console.print(f"per token: divided by the positions of an example, {stacks}", markup=False)
 
 
 def _convention_line(convention: str) -> str:

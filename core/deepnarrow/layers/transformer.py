@@ -205,9 +205,10 @@ def count(shape: Shape, num_layers: int, length: int, options: StackOptions) -> 
     norms = num_layers * (len(attentions) + 1) + 1
     flops.append(FlopTerm("norm", "weight", 0.0,
                           activation_floats=2.0 * norms * length * shape.d_model))
-    bias_map = shape.num_heads * length**2 if options.relative_buckets else 0
-    return Costs(arrays=_arrays(shape, num_layers, options), flops=tuple(flops),
-                 activation_floats=float(bias_map))
+    if options.relative_buckets:
+        flops.append(FlopTerm("position", "embedding", 0.0,
+                              activation_floats=float(shape.num_heads * length**2)))
+    return Costs(arrays=_arrays(shape, num_layers, options), flops=tuple(flops))
 
 
 def _arrays(shape: Shape, num_layers: int, options: StackOptions) -> tuple[ParamArray, ...]:
@@ -230,7 +231,7 @@ def _arrays(shape: Shape, num_layers: int, options: StackOptions) -> tuple[Param
     if options.relative_buckets:
         ends.append(ParamArray(("relative_bias", "embedding"),
                                (options.relative_buckets, shape.num_heads), ("buckets", "heads"),
-                               "attention"))
+                               "position"))
     return (*stacked, *ends)
 
 
@@ -245,7 +246,11 @@ def _attention_arrays(name: str, shape: Shape, options: StackOptions) -> list[Pa
     arrays: list[ParamArray] = []
     for part, one_head in shared.items():
         outputs = [kv] if one_head else [heads, kv]
-        arrays += _projection_arrays((name, part), [embed], outputs, options)
+        projections = _projection_arrays((name, part), [embed], outputs, options)
+        if name == "cross_attention" and part != "query":  # they read the context
+            projections = [dataclasses.replace(array, positions=options.context_length)
+                           for array in projections]
+        arrays += projections
     return arrays + _projection_arrays((name, "out"), [heads, kv], [embed], options)
 
 

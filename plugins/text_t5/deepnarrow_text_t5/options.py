@@ -9,6 +9,8 @@ from deepnarrow.protocol import check_choice, check_range
 from deepnarrow.shape import Shape
 
 WHERE = "text_t5 options"
+# Typing errors, not models: 100 times the largest published vocabulary, 1000 times T5's length.
+MAX_VOCAB, MAX_LENGTH = 2**24, 2**20
 
 
 def default_options() -> ConfigDict:
@@ -57,9 +59,11 @@ def default_data_options() -> ConfigDict:
 
 def check_options(shape: Shape, options: ConfigDict) -> None:
     """Raises `InputError` where the options, or the shape, make no T5."""
-    check_range(WHERE, "vocab_size", options.vocab_size, 2)
-    check_range(WHERE, "input_length", options.input_length, 1)
-    check_range(WHERE, "target_length", options.target_length, 1)
+    check_range(WHERE, "vocab_size", options.vocab_size, 2, MAX_VOCAB)
+    check_range(WHERE, "input_length", options.input_length, 1, MAX_LENGTH)
+    check_range(WHERE, "target_length", options.target_length, 1, MAX_LENGTH)
+    check_range(WHERE, "relative_buckets", options.relative_buckets, 0, MAX_LENGTH)
+    check_range(WHERE, "relative_max_distance", options.relative_max_distance, 1, MAX_LENGTH)
     check_range(WHERE, "dropout_rate", options.dropout_rate, 0, 0.99)
     check_choice(WHERE, "compute_dtype", options.compute_dtype, ("float32", "bfloat16"))
     check_choice(WHERE, "remat", options.remat, ("none", "full", "dots"))

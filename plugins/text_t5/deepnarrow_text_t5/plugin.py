@@ -11,7 +11,7 @@ from deepnarrow.shape import Shape
 from deepnarrow_text_t5.adapt import adapt
 from deepnarrow_text_t5.frame import count_frame, stack_specs
 from deepnarrow_text_t5.options import default_data_options, default_options
-from deepnarrow_text_t5.presets import CATALOGUE, PRESETS
+from deepnarrow_text_t5.presets import CATALOGUE, PRESETS, open_name
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -50,4 +50,5 @@ def deepnarrow_register_modalities() -> list[Modality]:
         upstream=_upstream,
         tasks=_tasks,
         adapt=adapt,
+        open_name=open_name,
     )]

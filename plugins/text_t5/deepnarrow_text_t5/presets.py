@@ -21,6 +21,7 @@ _UNCONFIRMED = (
     "unconfirmed: the paper names XXXL (33B); no source states these six numbers, no checkpoint of "
     "it is released"
 )
+PREFIX = "t5-efficient-"
 RELEASED = "config.json of huggingface.co/google/{name} (Tay et al., Scale Efficiently, ICLR 2022)"
 
 PRESETS: dict[str, Preset] = {
@@ -71,13 +72,24 @@ _QUIRKS = {
 
 
 def _open_name(size: str, suffix: str) -> str:
-    """The open expression of a released name's size: thousands of ff and dm are x 1024.
-
-    >>> _open_name("base", "ff9000"), _open_name("tiny", "el2"), _open_name("base", "dm512")
-    ('base-ff9k', 'tiny-el2-dl12', 'base-dm512')
-    """
+    """The open expression of a released name's size: thousands of ff and dm are x 1024."""
     name = f"{size}-{suffix}" if suffix else size
     return _QUIRKS.get(name) or re.sub(r"(ff|dm)(\d+)000\b", r"\1\2k", name)
+
+
+def open_name(text: str) -> str | None:
+    """Returns the open expression of a name of the released kind, released or not.
+
+    >>> open_name("t5-efficient-large-ff2000"), open_name("t5-efficient-tiny-el4")
+    ('large-ff2k', 'tiny-el4-dl12')
+    """
+    size, _, suffix = text.removeprefix(PREFIX).partition("-")
+    if not text.startswith(PREFIX) or size not in _RELEASED_SUFFIXES:
+        return None
+    if size == "tiny" and (match := re.fullmatch(r"(el|dl)\d+", suffix)):
+        other = {"el": f"{suffix}-dl12", "dl": f"el12-{suffix}"}[match[1]]
+        return f"{size}-{other}"
+    return _open_name(size, suffix)
 
 
 def _catalogue() -> dict[str, Preset]:
@@ -85,10 +97,10 @@ def _catalogue() -> dict[str, Preset]:
     entries: dict[str, Preset] = {}
     for size, suffixes in _RELEASED_SUFFIXES.items():
         for suffix in ("", *suffixes.split()):
-            name = f"t5-efficient-{size}{'-' if suffix else ''}{suffix}"
-            open_name = _open_name(size, suffix)
-            entries[name] = Preset(resolve(open_name, vocabulary).shape,
-                                   RELEASED.format(name=name), open_name=open_name)
+            name = f"{PREFIX}{size}{'-' if suffix else ''}{suffix}"
+            open_text = _open_name(size, suffix)
+            entries[name] = Preset(resolve(open_text, vocabulary).shape,
+                                   RELEASED.format(name=name), open_name=open_text)
     return entries
 
 

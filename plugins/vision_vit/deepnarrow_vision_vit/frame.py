@@ -52,12 +52,12 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
     patch, channels, classes = options.patch_size, options.channels, options.num_classes
     arrays = [
         ParamArray(("embedding", "kernel"), (patch, patch, channels, d_model),
-                   (None, None, "channels", "embed"), "embedding"),
-        ParamArray(("embedding", "bias"), (d_model,), ("embed",), "embedding"),
+                   (None, None, "channels", "embed"), "embedding", positions=patches),
+        ParamArray(("embedding", "bias"), (d_model,), ("embed",), "embedding", positions=patches),
     ]
     if options.position == "learn":
         arrays.append(ParamArray(("position", "embedding"), (1, patches, d_model),
-                                 (None, "length", "embed"), "position"))
+                                 (None, "length", "embed"), "position", positions=1))
     embed = 2 * patches * patch**2 * channels * d_model
     costs = Costs(
         # The patches and the logits are kept: the backward pass forms gradients of them.
@@ -69,8 +69,8 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
     if classes:
         costs += Costs(
             arrays=(ParamArray(("head", "kernel"), (d_model, classes), ("embed", "classes"),
-                               "head"),
-                    ParamArray(("head", "bias"), (classes,), ("classes",), "head")),
+                               "head", positions=1),
+                    ParamArray(("head", "bias"), (classes,), ("classes",), "head", positions=1)),
             flops=(FlopTerm("head", "logits", 2.0 * d_model * classes,
                             activation_floats=float(d_model + classes)),),
         )
@@ -103,7 +103,7 @@ def _count_map(shape: Shape, length: int) -> Costs:
     return Costs(
         arrays=(
             _pooling_array(("probe",), (1, 1, d_model), (None, None, "embed")),
-            *_map_attention(shape),
+            *_map_attention(shape, length),
             _pooling_array(("norm", "scale"), (d_model,), ("embed",)),
             _pooling_array(("norm", "bias"), (d_model,), ("embed",)),
             _pooling_array(("mlp", "wi", "kernel"), (d_model, d_ff), ("embed", "mlp")),
@@ -117,16 +117,17 @@ def _count_map(shape: Shape, length: int) -> Costs:
     )
 
 
-def _map_attention(shape: Shape) -> list[ParamArray]:
+def _map_attention(shape: Shape, length: int) -> list[ParamArray]:
     arrays: list[ParamArray] = []
     shared = {"query": shape.share_heads, "key": shape.share_kv, "value": shape.share_kv}
     for name, one_head in shared.items():
         sizes = (shape.d_kv,) if one_head else (shape.num_heads, shape.d_kv)
         axes = ("kv",) if one_head else ("heads", "kv")
+        positions = 1 if name == "query" else length  # the probe is one position
         arrays += [
             _pooling_array(("attention", name, "kernel"), (shape.d_model, *sizes),
-                           ("embed", *axes)),
-            _pooling_array(("attention", name, "bias"), sizes, axes),
+                           ("embed", *axes), positions),
+            _pooling_array(("attention", name, "bias"), sizes, axes, positions),
         ]
     out = (shape.num_heads, shape.d_kv, shape.d_model)
     return [
@@ -136,5 +137,7 @@ def _map_attention(shape: Shape) -> list[ParamArray]:
     ]
 
 
-def _pooling_array(path: Path, shape: tuple[int, ...], axes: Axes) -> ParamArray:
-    return ParamArray(("pooling", *path), shape, axes, "pooling")
+def _pooling_array(
+    path: Path, shape: tuple[int, ...], axes: Axes, positions: int = 1
+) -> ParamArray:
+    return ParamArray(("pooling", *path), shape, axes, "pooling", positions=positions)

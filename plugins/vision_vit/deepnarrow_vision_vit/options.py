@@ -9,6 +9,8 @@ from deepnarrow.protocol import check_choice, check_range
 from deepnarrow.shape import Shape
 
 WHERE = "vision_vit options"
+# Typing errors, not models: far above every published resolution, channel count and label set.
+MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 2**14, 2**12, 2**24
 POOL_TYPES = ("gap", "tok", "map")
 POSITIONS = ("learn", "sincos2d")
 LOSSES = ("softmax", "sigmoid")
@@ -60,8 +62,8 @@ def grid_size(options: ConfigDict) -> int:
     14
     """
     image, patch = options.image_size, options.patch_size
-    check_range(WHERE, "image_size", image, 1)
-    check_range(WHERE, "patch_size", patch, 1)
+    check_range(WHERE, "image_size", image, 1, MAX_SIDE)
+    check_range(WHERE, "patch_size", patch, 1, MAX_SIDE)
     if image % patch:
         below = image // patch * patch
         images = " or ".join(str(s) for s in (below, below + patch) if s)
@@ -92,8 +94,8 @@ def check_options(shape: Shape, options: ConfigDict) -> None:
     check_choice(WHERE, "pool_type", options.pool_type, POOL_TYPES)
     check_choice(WHERE, "position", options.position, POSITIONS)
     check_choice(WHERE, "loss", options.loss, LOSSES)
-    check_range(WHERE, "channels", options.channels, 1)
-    check_range(WHERE, "num_classes", options.num_classes, 0)
+    check_range(WHERE, "channels", options.channels, 1, MAX_CHANNELS)
+    check_range(WHERE, "num_classes", options.num_classes, 0, MAX_CLASSES)
     check_range(WHERE, "label_smoothing", options.label_smoothing, 0, 1)
     check_range(WHERE, "dropout_rate", options.dropout_rate, 0, 0.99)
     check_choice(WHERE, "compute_dtype", options.compute_dtype, ("float32", "bfloat16"))
