@@ -73,7 +73,7 @@ def parse_settings(texts: Sequence[str], report: Report) -> dict[Keys, Any]:
         where = f"--set {key.strip()}"
         if not equals or not all(keys):
             report.errors.append(InputError("--set", "is not a setting", got=repr(shorten(text)),
-                                            expected="key=value, e.g. run.log_every=5"))
+                                            expected="key=value"))
         elif any(keys[:len(k)] == k or k[:len(keys)] == keys for k in settings):
             report.errors.append(InputError(where, "is set twice", hint="keep one of them"))
         elif len(value) > MAX_VALUE_CHARACTERS:

@@ -261,7 +261,7 @@ def amount_text(kind: str, amount: float) -> str:
     >>> amount_text("params", 222903552.0), amount_text("flops", 1.23456e12)
     ('222,903,552', '1.235e+12')
     """
-    if kind.startswith("params"):
+    if kind.startswith("params") and amount < 1e15:
         return f"{amount:,.0f}"
     return f"{amount:.4g} s" if kind == "time" else f"{amount:.4g}"
 
