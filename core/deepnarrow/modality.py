@@ -384,7 +384,9 @@ class Task:
       name: unique in its modality.
       kinds: what it serves: `few_shot` (probe on `Model.features`), `fine_tune`, or both.
       examples: `examples(split) -> Source` for `train`, `validation`, `test`; with classes, every
-        example carries an int `label`. The test split is never used to choose anything.
+        example carries an int `label`. The test split is never used to choose anything. Where the
+        labels of a benchmark's test split are secret, `validation` and `test` are parts of its
+        validation split; all of that may be served as `validation_full`, and `splits` says so.
       metric: the one to quote; a key of `score`'s metrics.
       score: `score(predictions, examples) -> Scores` on the host: `predictions` is what `predict`
         returned, or [n, candidates] log-likelihoods where the task has `candidates`; `examples` is
@@ -393,6 +395,7 @@ class Task:
       options: model options it overrides when fine-tuning, e.g. `{"num_classes": 10}`.
       candidates: for rank classification: `candidates(batch) -> list of batches`, one a class,
         whose `Model.score` are compared; None to use `Model.predict`.
+      splits: what `examples` serves; the first three always.
       baseline: `baseline(split) -> [n, d]` raw inputs (pixels, bag of pieces) for the probe that
         stands beside the features; None for none.
       references: `references(split) -> sequence [n]` of the truth that labels cannot hold (answers,
@@ -409,6 +412,7 @@ class Task:
     candidates: Callable[[Batch], Sequence[Batch]] | None = None
     baseline: Callable[[str], np.ndarray] | None = None
     references: Callable[[str], Sequence[Any]] | None = None
+    splits: tuple[str, ...] = ("train", "validation", "test")
 
 
 # --- modality ---------------------------------------------------------------------------------

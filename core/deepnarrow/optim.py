@@ -11,7 +11,7 @@ layer at a time (`jax.vmap` over the layers), `heads` and `kv` joined to one axi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,42 +24,73 @@ from deepnarrow.modality import Axes, Params
 from deepnarrow.protocol import OptimizerConfig
 
 UNSTACKED = "unstacked"
+TABLE_AXES = frozenset({"vocab", "length", "buckets"})  # of tables that are looked up in
 Matrices = dict[str, jax.Array]  # path -> [layers, rows, columns], or [rows, columns] if unstacked
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of updates already made.
 
-    `inverse_sqrt` is `learning_rate * sqrt(warmup) / sqrt(max(step, warmup))`: constant up to
-    `warmup_steps`, then falling. T5's `1 / sqrt(max(step, 1e4))` (Raffel et al. 2020, section
-    3.1.2) is `learning_rate=0.01, warmup_steps=10_000`. `cosine` rises linearly from 0 and falls to
-    0 at `total_steps`; `constant` rises the same way and stays.
+    With `peak` the learning rate, w `warmup_steps`, T `total_steps` and s the step:
+
+        inverse_sqrt  peak * sqrt(w) / sqrt(max(s, w)), without linear warm-up
+        rsqrt         peak / sqrt(1 + (s - w) / timescale)
+        cosine        peak * (1 + cos(pi * (s - w) / (T - w))) / 2
+        linear        peak * (1 - (s - w) / (T - w))
+        constant      peak
+
+    All but the first rise linearly as peak * s / w up to s = w. With `cooldown_steps` the rate is
+    multiplied by min(1, (T - s) / cooldown_steps), so that it would be 0 at step T. T5's
+    `1 / sqrt(max(s, 1e4))` (Raffel et al. 2020, section 3.1.2) is `inverse_sqrt` with
+    `learning_rate=0.01, warmup_steps=10_000`; the others are big_vision's (Zhai et al. 2022,
+    "Scaling Vision Transformers", section 3.5, for `rsqrt` with its cool-down).
 
     Raises:
-      InputError: the warm-up is not shorter than `total_steps`.
+      InputError: warm-up or cool-down does not fit `total_steps`.
 
     >>> t5 = OptimizerConfig("adafactor", 0.01, "inverse_sqrt", warmup_steps=10_000)
     >>> schedule = make_schedule(t5, total_steps=524_288)
     >>> [round(float(schedule(step)), 6) for step in (0, 10_000, 40_000)]
     [0.01, 0.01, 0.005]
+    >>> vit = OptimizerConfig("adamw", 0.2, "rsqrt", warmup_steps=10, cooldown_steps=5, timescale=3)
+    >>> schedule = make_schedule(vit, total_steps=100)
+    >>> [round(float(schedule(step)), 6) for step in (0, 5, 10, 19, 100)]
+    [0.0, 0.1, 0.2, 0.1, 0.0]
     """
     if total_steps < 1:
         raise InputError("optimizer", "no steps to train", got=total_steps, expected=">= 1")
-    warmup, peak = config.warmup_steps, config.learning_rate
-    if warmup >= total_steps:
-        raise InputError("optimizer", "warmup_steps is not shorter than training", got=warmup,
-                         expected=f"< {total_steps} steps",
-                         hint="shorten the warm-up or raise the budget")
+    config.check_steps("optimizer", total_steps)
+    warmup, cooldown = config.warmup_steps, config.cooldown_steps
+    decay = _decay(config, total_steps)
+
+    def schedule(step: Any) -> Any:
+        rate = config.learning_rate * decay(step)
+        if warmup and config.schedule != "inverse_sqrt":
+            rate = rate * jnp.minimum(1.0, step / warmup)
+        if cooldown:
+            rate = rate * jnp.clip((total_steps - step) / cooldown, 0.0, 1.0)
+        return rate
+
+    return schedule
+
+
+def _decay(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """The schedule after its warm-up, relative to the peak, 1 before."""
+    warmup, length = config.warmup_steps, total_steps - config.warmup_steps
     if config.schedule == "inverse_sqrt":
         knee = max(warmup, 1)
-        return lambda step: peak * math.sqrt(knee) / jnp.sqrt(jnp.maximum(step, knee))
+        return lambda step: math.sqrt(knee) / jnp.sqrt(jnp.maximum(step, knee))
+    if config.schedule == "rsqrt":
+        return lambda step: 1 / jnp.sqrt(1 + jnp.maximum(step - warmup, 0) / config.timescale)
+    if config.schedule == "constant":
+        return lambda step: jnp.ones_like(step, dtype=jnp.float32)
+
+    def progress(step: Any) -> Any:
+        return jnp.clip((step - warmup) / length, 0.0, 1.0)
+
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, total_steps - warmup)
-    else:
-        after = optax.constant_schedule(peak)
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+        return lambda step: 0.5 * (1 + jnp.cos(jnp.pi * progress(step)))
+    return lambda step: 1 - progress(step)
 
 
 def make_optimizer(
@@ -70,9 +101,16 @@ def make_optimizer(
     `adafactor` is T5's (Shazeer & Stern 2018, with the constants of T5's Mesh TensorFlow runs):
     second-moment decay `1 - step^-0.8`, factored where both sides of a matrix are at least 128, eps
     1e-30, updates clipped to RMS 1, steps relative to the parameter's RMS (at least 1e-3), no
-    momentum. `adamw` decays arrays of two and more dimensions in one layer, after `heads` and `kv`
-    are joined: kernels and embeddings, not biases and norms. Global-norm clipping comes first, over
-    all arrays together.
+    momentum.
+
+    `adamw` decouples the decay from the learning rate altogether, as big_vision does (and as the
+    numbers of Steiner et al. 2022, "How to train your ViT?", are to be read): with s the schedule
+    over its peak, an update is `-s * (learning_rate * adam + weight_decay * param)`. Optax and
+    PyTorch multiply the decay by the learning rate too: their `weight_decay` is this one over
+    `learning_rate`. It acts on kernels (`is_kernel`): not on biases, norms, position embeddings,
+    vocabularies and single learned vectors.
+
+    Global-norm clipping comes first, over all arrays together.
 
     Args:
       config: the optimiser.
@@ -87,12 +125,48 @@ def make_optimizer(
     if config.name == "adafactor":
         inner = optax.adafactor(learning_rate=schedule)
     else:
-        inner = optax.adamw(schedule, b1=config.b1, b2=config.b2,
-                            weight_decay=config.weight_decay, mask=_decay_mask)
+        inner = _adamw(config, schedule, axes_by_path(param_axes))
     optimizer = per_matrix(inner, param_axes)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer
+
+
+def _adamw(
+    config: OptimizerConfig, schedule: optax.Schedule, axes: Mapping[str, Axes]
+) -> optax.GradientTransformation:
+    """AdamW on the matrices of one layer, which lie in a flat dict by path."""
+
+    def kernels(matrices: Matrices) -> dict[str, bool]:
+        return {path: is_kernel(_of_layer(_joined(axes[path])), matrix.shape)
+                for path, matrix in matrices.items()}
+
+    decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
+    return optax.chain(
+        optax.scale_by_adam(b1=config.b1, b2=config.b2), optax.scale(config.learning_rate), *decay,
+        optax.scale_by_schedule(lambda step: schedule(step) / -config.learning_rate),
+    )
+
+
+def is_kernel(axes: Sequence[str | None], shape: Sequence[int]) -> bool:
+    """Says whether an array of one layer is the weight of a linear map.
+
+    It has two or more axes, `heads` and `kv` counting as one and unnamed axes of length 1 not at
+    all, and none of them counts pieces, positions or buckets.
+
+    >>> is_kernel(("embed", "mlp"), (64, 256)), is_kernel(("vocab", "embed"), (32128, 64))
+    (True, False)
+    >>> is_kernel((None, None, "embed"), (1, 1, 64))
+    False
+    """
+    real = [axis for axis, size in zip(axes, shape, strict=True) if axis is not None or size > 1]
+    return len(real) >= 2 and not TABLE_AXES.intersection(real)
+
+
+def axes_by_path(param_axes: Any) -> dict[str, Axes]:
+    """Returns the logical axes of each parameter by its path, `/` between the names."""
+    return {keystr(path, simple=True, separator="/"): axes for path, axes in
+            tree_leaves_with_path(param_axes, is_leaf=lambda x: isinstance(x, tuple))}
 
 
 def per_matrix(
@@ -108,22 +182,21 @@ def per_matrix(
       inner: a transformation that treats every array by itself.
       param_axes: tree like `params` whose leaves are tuples of logical axis names.
     """
-    axes_by_path = {keystr(path, simple=True, separator="/"): axes for path, axes in
-                    tree_leaves_with_path(param_axes, is_leaf=lambda x: isinstance(x, tuple))}
+    by_path = axes_by_path(param_axes)
 
     def init(params: Params) -> dict[str, Any]:
         return {group: _init_group(inner, group, matrices)
-                for group, matrices in _split(params, axes_by_path).items()}
+                for group, matrices in _split(params, by_path).items()}
 
     def update(
         grads: Params, state: dict[str, Any], params: Params | None = None
     ) -> tuple[Params, dict[str, Any]]:
         if params is None:
             raise ValueError("this optimiser needs the params: update(grads, state, params)")
-        groups = _split(params, axes_by_path)
+        groups = _split(params, by_path)
         new_matrices: Matrices = {}
         new_state: dict[str, Any] = {}
-        for group, matrices in _split(grads, axes_by_path).items():
+        for group, matrices in _split(grads, by_path).items():
             updates, new_state[group] = _update_group(
                 inner, group, matrices, state[group], groups[group]
             )
@@ -135,20 +208,16 @@ def per_matrix(
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def _decay_mask(matrices: Matrices) -> dict[str, bool]:
-    return {path: matrix.ndim >= 2 for path, matrix in matrices.items()}
-
-
 def _named(tree: Any) -> Iterator[tuple[str, jax.Array]]:
     for path, leaf in tree_leaves_with_path(tree):
         yield keystr(path, simple=True, separator="/"), leaf
 
 
-def _split(tree: Params, axes_by_path: dict[str, Axes]) -> dict[str, Matrices]:
+def _split(tree: Params, by_path: Mapping[str, Axes]) -> dict[str, Matrices]:
     """Groups arrays by their number of layers, with `heads` and `kv` joined."""
     groups: dict[str, Matrices] = {}
     for path, leaf in _named(tree):
-        axes = axes_by_path.get(path)
+        axes = by_path.get(path)
         if axes is None or len(axes) != leaf.ndim:
             raise InputError(f"param_axes of {path}", "does not fit the parameter",
                              got="nothing" if axes is None else axes,
@@ -163,11 +232,24 @@ def _joined_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     """Returns `shape` with each `heads` axis joined to the `kv` axis that follows it."""
     joined: list[int] = []
     for i, size in enumerate(shape):
-        if i > 0 and axes[i] == "kv" and axes[i - 1] == "heads":
+        if _joins(axes, i):
             joined[-1] *= size
         else:
             joined.append(size)
     return tuple(joined)
+
+
+def _joined(axes: Axes) -> Axes:
+    """Returns the names of the axes of an array with `_joined_shape`."""
+    return tuple(axis for i, axis in enumerate(axes) if not _joins(axes, i))
+
+
+def _of_layer(axes: Axes) -> Axes:
+    return axes[1:] if axes[:1] == ("layers",) else axes
+
+
+def _joins(axes: Axes, i: int) -> bool:
+    return i > 0 and axes[i] == "kv" and axes[i - 1] == "heads"
 
 
 def _state_axes(init: Callable[[Matrices], Any], matrices: Matrices) -> Any:

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from deepnarrow.errors import InputError
 
 MAX_SEED = 2**31 - 1  # a seed is an int32 inside compiled programs
 MAX_NUMBER = 1e30  # no setting means more; what is counted with it still fits a float
+BudgetKind = Literal["steps", "epochs", "examples", "tokens", "train_flops"]
+Schedule = Literal["inverse_sqrt", "rsqrt", "cosine", "linear", "constant"]
+ENDS_AT_ZERO: tuple[Schedule, ...] = ("cosine", "linear")
+DEFAULT_TIMESCALE = 10_000
+# Larger than every task of GLUE, SuperGLUE and SQuAD: it holds back larger ones only.
+DEFAULT_MIXTURE_LIMIT = 2**19
 
 
 def check_range(
@@ -68,36 +74,50 @@ def check_names(where: str, name: str, values: Sequence[object]) -> None:
 class Budget:
     """How long to train: every shape gets the same amount of one kind.
 
+    There is no kind `seconds`: what a trial gives would then depend on the machine and on what else
+    ran there, and neither its key nor a resumed run could stand for it.
+
     Attributes:
-      kind: `examples`, `tokens` (positions processed) or `train_flops` (convention `matmul`).
+      kind: `steps`, `epochs` (passes over the training source), `examples`, `tokens` (positions
+        processed) or `train_flops` (convention `matmul`).
       amount: how many.
     """
 
-    kind: Literal["examples", "tokens", "train_flops"]
+    kind: BudgetKind
     amount: float
 
     def __post_init__(self) -> None:
-        check_choice("budget", "kind", self.kind, ("examples", "tokens", "train_flops"))
+        check_choice("budget", "kind", self.kind, get_args(BudgetKind))
         check_range("budget", "amount", self.amount, 0, low_open=True)
 
     def steps(
-        self, batch_size: int, tokens_per_example: int, train_flops_per_example: float
+        self, batch_size: int, *, num_examples: int, tokens_per_example: int,
+        train_flops_per_example: float,
     ) -> int:
         """Returns the steps that the budget pays for, rounded down.
+
+        Args:
+          batch_size: examples a step.
+          num_examples: of the training source: an epoch.
+          tokens_per_example: positions the model processes for one.
+          train_flops_per_example: FLOPs of training on one.
 
         Raises:
           InputError: it does not pay for one.
         """
-        per_example = {
-            "examples": 1,
-            "tokens": tokens_per_example,
-            "train_flops": train_flops_per_example,
+        one_step = {
+            "steps": 1.0,
+            "epochs": batch_size / num_examples,
+            "examples": batch_size,
+            "tokens": batch_size * tokens_per_example,
+            "train_flops": batch_size * train_flops_per_example,
         }[self.kind]
-        steps = int(self.amount / (batch_size * per_example))
+        # 0.7 epochs of 100 examples are 70, not the 69.99999999999999 that binary fractions make.
+        steps = int(self.amount / one_step * (1 + 1e-12))
         if steps < 1:
             raise InputError("budget.amount", f"does not pay for one step of {batch_size} examples",
-                             got=self.amount, expected=f">= {batch_size * per_example:g} "
-                             f"{self.kind}", hint="raise it, or lower batch_size")
+                             got=self.amount, expected=f">= {one_step:g} {self.kind}",
+                             hint="raise it, or lower batch_size")
         return steps
 
 
@@ -105,40 +125,73 @@ class Budget:
 class OptimizerConfig:
     """An optimiser with its schedule, which ends at the budget.
 
+    The formulas are in `optim.make_schedule` and `optim.make_optimizer`.
+
     Attributes:
       name: `adafactor` (T5's) or `adamw` (decoupled decay).
       learning_rate: the peak; for adafactor relative to the parameters' scale.
-      schedule: `inverse_sqrt` (constant up to `warmup_steps`, then sqrt(warmup / step): T5),
-        `cosine` (linear warm-up, then cosine to 0 at the last step) or `constant`.
+      schedule: `inverse_sqrt` (T5's: constant up to `warmup_steps`, then 1 / sqrt(step)), `rsqrt`
+        (big_vision's: linear warm-up, then 1 / sqrt with a `timescale`), `cosine` or `linear`
+        (linear warm-up, then to 0 at the last step) or `constant` (after linear warm-up).
       warmup_steps: of the schedule; fewer than the steps of the budget.
-      weight_decay: of adamw; acts on arrays of two and more dimensions a layer.
+      cooldown_steps: the last so many steps fall linearly to 0, on top of the schedule; 0 for none.
+        Not for cosine and linear, which end there anyway.
+      timescale: of `rsqrt`, in steps: so long after the warm-up the rate has fallen by sqrt(2).
+      weight_decay: of adamw; the share that one update takes off every kernel at the schedule's
+        peak, whatever `learning_rate` is.
       clip_norm: global gradient norm, 0 for none.
       b1: adamw's first moment.
       b2: adamw's second moment.
+      ema_decay: 0 for none; else the exponential moving average of the parameters is what is
+        evaluated, saved as the result and transferred.
     """
 
     name: Literal["adafactor", "adamw"]
     learning_rate: float
-    schedule: Literal["inverse_sqrt", "cosine", "constant"]
+    schedule: Schedule
     warmup_steps: int = 0
+    cooldown_steps: int = 0
+    timescale: int = DEFAULT_TIMESCALE
     weight_decay: float = 0.0
     clip_norm: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("optimizer", "name", self.name, ("adafactor", "adamw"))
-        check_choice("optimizer", "schedule", self.schedule, ("inverse_sqrt", "cosine", "constant"))
+        check_choice("optimizer", "schedule", self.schedule, get_args(Schedule))
         check_range("optimizer", "learning_rate", self.learning_rate, 0, low_open=True)
         check_range("optimizer", "warmup_steps", self.warmup_steps, 0)
+        check_range("optimizer", "cooldown_steps", self.cooldown_steps, 0)
+        check_range("optimizer", "timescale", self.timescale, 1)
         check_range("optimizer", "weight_decay", self.weight_decay, 0)
         check_range("optimizer", "clip_norm", self.clip_norm, 0)
         check_range("optimizer", "b1", self.b1, 0, 0.9999)
         check_range("optimizer", "b2", self.b2, 0, 0.999999)
+        check_range("optimizer", "ema_decay", self.ema_decay, 0, 0.999999)
         if self.name == "adafactor" and (self.weight_decay, self.b1, self.b2) != (0.0, 0.9, 0.999):
             raise InputError("optimizer", "adafactor takes no weight_decay, b1 or b2",
                              got=f"{self.weight_decay}, {self.b1}, {self.b2}",
                              hint="leave them out, or take adamw")
+        if self.cooldown_steps and self.schedule in ENDS_AT_ZERO:
+            raise InputError("optimizer", f"cooldown_steps does not go with {self.schedule}, which "
+                             "ends at 0 anyway", got=self.cooldown_steps, hint="leave it out")
+        if self.timescale != DEFAULT_TIMESCALE and self.schedule != "rsqrt":
+            raise InputError("optimizer", f"timescale does not go with {self.schedule}",
+                             got=self.timescale, hint="leave it out, or take rsqrt")
+
+    def check_steps(self, where: str, total_steps: int) -> None:
+        """Raises `InputError` unless warm-up and cool-down fit training of `total_steps`."""
+        if self.warmup_steps >= total_steps:
+            raise InputError(f"{where}.warmup_steps", "warm-up does not fit the budget",
+                             got=self.warmup_steps, expected=f"< {total_steps} steps",
+                             hint="shorten the warm-up or raise the budget")
+        if self.warmup_steps + self.cooldown_steps > total_steps:
+            raise InputError(f"{where}.cooldown_steps", "cool-down does not fit the budget after "
+                             "the warm-up", got=self.cooldown_steps,
+                             expected=f"<= {total_steps - self.warmup_steps} steps",
+                             hint="shorten warm-up or cool-down, or raise the budget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +221,10 @@ class FewShot:
 
 @dataclasses.dataclass(frozen=True)
 class FineTune:
-    """Fine-tuning on labelled tasks, one at a time.
+    """Fine-tuning on labelled tasks.
+
+    The T5 paper's (Raffel et al. 2020, section 3.1.2) is `adafactor` with a constant learning rate
+    of 1e-3, dropout 0.1, `mixture` as one likes, `select="best"` and `decode="greedy"`.
 
     Attributes:
       tasks: names of the modality's fine-tune tasks.
@@ -177,6 +233,17 @@ class FineTune:
       optimizer: its own optimiser and schedule.
       seeds: number of fine-tuning seeds a checkpoint; seeds 0 ... seeds-1.
       dropout_rate: while fine-tuning.
+      train: `all` parameters, or the task's new `head` alone: the others stay as they are.
+      mixture: `single`: a model for each task; `proportional`: one model for all tasks, which are
+        mixed in proportion to their numbers of examples.
+      mixture_limit: of proportional mixing: no task counts for more examples than that.
+      eval_every: steps between scores on validation; the last step is always scored. 0: only it.
+      select: `last`: the checkpoint after the last step is reported; `best`: that with the best
+        score on validation, for each task by itself. The test split is scored once, with the
+        checkpoint chosen.
+      decode: `rank`: the task's candidates are ranked, where it has them; `greedy`: what the model
+        predicts is scored.
+      options: model options laid over the task's, e.g. `{"image_size": 384}`.
     """
 
     tasks: tuple[str, ...]
@@ -185,6 +252,13 @@ class FineTune:
     optimizer: OptimizerConfig
     seeds: int = 1
     dropout_rate: float = 0.0
+    train: Literal["all", "head"] = "all"
+    mixture: Literal["single", "proportional"] = "single"
+    mixture_limit: int = DEFAULT_MIXTURE_LIMIT
+    eval_every: int = 0
+    select: Literal["last", "best"] = "last"
+    decode: Literal["rank", "greedy"] = "rank"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_names("fine_tune", "tasks", self.tasks)
@@ -192,6 +266,18 @@ class FineTune:
         check_range("fine_tune", "batch_size", self.batch_size, 1)
         check_range("fine_tune", "seeds", self.seeds, 1)
         check_range("fine_tune", "dropout_rate", self.dropout_rate, 0, 0.99)
+        check_choice("fine_tune", "train", self.train, ("all", "head"))
+        check_choice("fine_tune", "mixture", self.mixture, ("single", "proportional"))
+        check_range("fine_tune", "mixture_limit", self.mixture_limit, 1)
+        check_range("fine_tune", "eval_every", self.eval_every, 0)
+        check_choice("fine_tune", "select", self.select, ("last", "best"))
+        check_choice("fine_tune", "decode", self.decode, ("rank", "greedy"))
+        if self.select == "best" and not self.eval_every:
+            raise InputError("fine_tune", "eval_every is 0, but select is best: there is one "
+                             "checkpoint to choose from", hint="set eval_every, or select='last'")
+        if "dropout_rate" in self.options:
+            raise InputError("fine_tune", "options has dropout_rate",
+                             hint="dropout_rate is a field of fine_tune itself")
 
     @property
     def steps(self) -> int:

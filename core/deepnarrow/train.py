@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clu import metrics as clu_metrics
+from jax.tree_util import keystr, tree_map_with_path
 from jaxtyping import Array, Bool, Float, Int
 
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.data import TrainStream, check_seed, eval_batches
 from deepnarrow.errors import InputError, Preempted
-from deepnarrow.modality import Batch, Key, LossOutput, Model, Params, Source
-from deepnarrow.optim import make_optimizer
+from deepnarrow.meter import Meter
+from deepnarrow.modality import Batch, Key, LossOutput, Model, Params, Path, Source
+from deepnarrow.optim import axes_by_path, make_optimizer
 from deepnarrow.protocol import OptimizerConfig, RunOptions
 from deepnarrow.records import CurvePoint, Stage, Status
-from deepnarrow.steptimer import StepTimer
+from deepnarrow.runlog import RunLog, RunProgress
 
 Scalar = Float[Array, ""]
 Metrics = dict[str, tuple[Scalar, Scalar]]  # name -> (sum, weight)
 
-PROGRESS_SECONDS = 0.5  # between two reports of progress
 _INIT, _STEPS = 0, 1  # the two uses of a seed's key
 
 
@@ -37,43 +37,79 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32 scalar, updates applied.
       params: the model's parameters.
-      opt_state: the optimiser's state.
+      opt_state: the optimiser's state; nothing of parameters that are frozen.
       finite: bool scalar; False once a loss, gradient or update was not finite. From then on
         nothing changes any more, so what is saved or evaluated is always finite.
+      ema: the parameters' moving average; None where the optimiser's `ema_decay` is 0.
     """
 
     step: Int[Array, ""]
     params: Params
     opt_state: optax.OptState
     finite: Bool[Array, ""]
+    ema: Params | None
+
+    @property
+    def eval_params(self) -> Params:
+        """The parameters that are evaluated and transferred: the average, where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 def train_step(
     state: TrainState, batch: Batch, seed: Int[Array, ""], *, model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation, trained: Any, ema_decay: float,
 ) -> tuple[TrainState, Metrics]:
     """Makes one update: pure, so it can be jitted, vmapped over seeds and sharded.
 
     The objective is `loss_sum / weight_sum + aux_loss`. Randomness depends on (seed, step) alone.
-    The metrics are the model's and `loss` (without `aux_loss`), `grad_norm` (before clipping) and
-    `finite`.
+    `trained` is a tree of bools like the params: gradients are taken of those alone, and the others
+    stay as they are. The metrics are the model's and `loss` (without `aux_loss`), `grad_norm`
+    (before clipping) and `finite`.
     """
     key = jax.random.fold_in(_key(seed, _STEPS), state.step)
-    objective = jax.value_and_grad(_objective, has_aux=True)
-    (loss, out), grads = objective(state.params, batch, key, model)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+
+    def objective(params: Params) -> tuple[Scalar, LossOutput]:
+        return _objective(merge(params, state.params), batch, key, model)
+
+    params = select(state.params, trained)
+    (loss, out), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    params = merge(optax.apply_updates(params, updates), state.params)
     grad_norm = optax.tree.norm(grads)
     total = loss + grad_norm + optax.tree.norm(updates)  # not finite if one of them is not
     finite = state.finite & jnp.isfinite(total)
-    updated = (state.step + 1, params, opt_state)
-    step, params, opt_state = jax.tree.map(
-        functools.partial(jnp.where, finite), updated, (state.step, state.params, state.opt_state)
-    )
+    ema = _average(state, params, ema_decay)
+    step, params, opt_state, ema = jax.tree.map(
+        functools.partial(jnp.where, finite), (state.step + 1, params, opt_state, ema),
+        (state.step, state.params, state.opt_state, state.ema))
     one = jnp.float32(1.0)
     metrics = _metrics(out) | {"grad_norm": (grad_norm, one),
                                "finite": (finite.astype(jnp.float32), one)}
-    return TrainState(step, params, opt_state, finite), metrics
+    return TrainState(step, params, opt_state, finite, ema), metrics
+
+
+def select(params: Params, wanted: Any) -> Params:
+    """Returns `params` with None, which is no leaf, where the tree of bools `wanted` is False."""
+    return jax.tree.map(lambda x, keep: x if keep else None, params, wanted)
+
+
+def merge(some: Params, params: Params) -> Params:
+    """Returns `some`, as `select` made it, filled up from `params`."""
+    return jax.tree.map(lambda new, old: old if new is None else new, some, params,
+                        is_leaf=lambda x: x is None)
+
+
+def _average(state: TrainState, params: Params, decay: float) -> Params | None:
+    """The mean of the parameters after each update so far, weighted by decay^age.
+
+    The weights add up to 1 at every step, so the initial parameters have none:
+    `ema += (1 - decay) / (1 - decay^t) * (params - ema)` at update t = 1, 2, ...
+    """
+    if state.ema is None:
+        return None
+    age = (state.step + 1).astype(jnp.float32)
+    rate = math.expm1(math.log(decay)) / jnp.expm1(age * math.log(decay))
+    return jax.tree.map(lambda mean, new: mean + rate * (new - mean), state.ema, params)
 
 
 def _key(seed: int | Int[Array, ""], use: int) -> Key:
@@ -121,23 +157,37 @@ class Program:
     score: Callable[[Params, Batch], jax.Array] | None
 
 
-def make_program(model: Model, optimizer: OptimizerConfig, total_steps: int) -> Program:
+def make_program(
+    model: Model, optimizer: OptimizerConfig, total_steps: int,
+    trained_paths: Collection[Path] | None = None,
+) -> Program:
     """Returns the compiled program of `model`; compiling itself happens at the first calls.
 
+    Args:
+      model: what is trained.
+      optimizer: by what.
+      total_steps: updates in all.
+      trained_paths: the parameters that are trained, None for all; the others are frozen.
+
     Raises:
-      InputError: the optimiser's schedule does not fit `total_steps`.
+      InputError: the optimiser's schedule does not fit `total_steps`, or a path of `trained_paths`
+        is no parameter's.
     """
     transformation = make_optimizer(optimizer, total_steps, model.param_axes)
+    trained = _trained(model.param_axes, trained_paths)
 
     def start(params: Params) -> TrainState:
         # Copied, because `step` consumes its state and the caller keeps the params.
         params = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.int32(0), params, transformation.init(params), jnp.bool_(True))
+        ema = jax.tree.map(jnp.copy, params) if optimizer.ema_decay else None
+        opt_state = transformation.init(select(params, trained))
+        return TrainState(jnp.int32(0), params, opt_state, jnp.bool_(True), ema)
 
     def eval_step(params: Params, batch: Batch) -> Metrics:
         return _metrics(model.loss(params, batch, None, train=False))
 
-    step = functools.partial(train_step, model=model, optimizer=transformation)
+    step = functools.partial(train_step, model=model, optimizer=transformation, trained=trained,
+                             ema_decay=optimizer.ema_decay)
     return Program(
         model=model, total_steps=total_steps,
         init=jax.jit(lambda seed: start(model.init(_key(seed, _INIT)))),
@@ -148,6 +198,19 @@ def make_program(model: Model, optimizer: OptimizerConfig, total_steps: int) -> 
         predict=jax.jit(model.predict),
         score=jax.jit(model.score) if model.score is not None else None,
     )
+
+
+def _trained(param_axes: Any, paths: Collection[Path] | None) -> Any:
+    """A tree like the params: which of them are trained."""
+    known = axes_by_path(param_axes)
+    wanted = known.keys() if paths is None else {"/".join(path) for path in paths}
+    missing = sorted(wanted - known.keys())
+    if missing:
+        raise InputError("parameters to train", "the model has no such parameter", got=missing[0],
+                         expected=f"one of {', '.join(known)}")
+    return tree_map_with_path(
+        lambda path, _: keystr(path, simple=True, separator="/") in wanted, param_axes,
+        is_leaf=lambda x: isinstance(x, tuple))
 
 
 def step_bytes(program: Program, batch: Batch) -> float | None:
@@ -173,45 +236,6 @@ def metric_names(program: Program, batch: Batch) -> set[str]:
 
 
 # --- evaluation ----------------------------------------------------------------------------------
-class Meter:
-    """Sums metrics over steps on the host, in float64; converting waits until it is asked for."""
-
-    def __init__(self, totals: Mapping[str, tuple[float, float]] | None = None):
-        self._totals = {name: _average(*pair) for name, pair in (totals or {}).items()}
-        self._pending: list[Metrics] = []
-
-    def add(self, metrics: Metrics) -> None:
-        """Takes one step's metrics without waiting for them."""
-        self._pending.append(metrics)
-
-    def collect(self, leave: int = 0) -> None:
-        """Adds up all but the last `leave` steps' metrics; waits for the device to finish them."""
-        ready = self._pending[: len(self._pending) - leave]
-        self._pending = self._pending[len(ready):]
-        for metrics in jax.device_get(ready):
-            for name, pair in metrics.items():
-                new = _average(*pair)
-                old = self._totals.get(name)
-                self._totals[name] = new if old is None else old.merge(new)
-
-    def totals(self) -> dict[str, tuple[float, float]]:
-        """Returns (sum, weight) by name."""
-        self.collect()
-        return {name: (float(a.total), float(a.count)) for name, a in self._totals.items()}
-
-    def means(self) -> dict[str, float]:
-        """Returns the weighted mean of each metric; NaN where nothing was counted."""
-        self.collect()
-        return {name: float(a.compute()) if a.count else float("nan")
-                for name, a in self._totals.items()}
-
-
-def _average(total: Any, count: Any) -> clu_metrics.Average:
-    # float64 on the host: float32 sums drift over the batches of a large source.
-    make: Any = clu_metrics.Average  # a dataclass, which type checkers cannot see
-    return make(total=np.float64(total), count=np.float64(count))
-
-
 def evaluate(
     program: Program, params: Params, source: Source, batch_size: int,
     should_stop: Callable[[], bool] | None = None,
@@ -253,59 +277,6 @@ class TrainResult:
     seconds: float
 
 
-@dataclasses.dataclass
-class _Log:
-    """What the host knows of a run; saved beside the state, so it survives an interruption."""
-
-    stage: Stage
-    curve: list[CurvePoint]
-    meter: Meter
-    timer: StepTimer
-    seconds_before: float
-    began: float = dataclasses.field(default_factory=time.perf_counter)
-
-    @classmethod
-    def make(cls, stage: Stage, extra: Mapping[str, Any]) -> _Log:
-        points = [CurvePoint(stage, *point) for point in extra.get("curve", ())]
-        return cls(stage, points, Meter(extra.get("totals")), StepTimer(extra.get("step_time_s")),
-                   extra.get("seconds", 0.0))
-
-    def extra(self) -> dict[str, Any]:
-        return {"curve": [[p.step, p.name, p.value] for p in self.curve],
-                "totals": self.meter.totals(), "step_time_s": self.timer.median(),
-                "seconds": self.seconds()}
-
-    def seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self.began
-
-    def add_points(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        for name, value in sorted(values.items()):
-            finite = float(value) if np.isfinite(value) else None
-            self.curve.append(CurvePoint(self.stage, step, f"{split}/{name}", finite))
-
-
-@dataclasses.dataclass
-class _Progress:
-    """Tells the caller how far training is, not more often than a person can read."""
-
-    report: Callable[[int, int, str], None] | None
-    total: int
-    batch_size: int
-    step: int
-    loss: float | None = None
-    when: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def update(self, step: int, *, now: bool = False) -> None:
-        seconds = time.perf_counter() - self.when
-        if self.report is None or not (now or seconds >= PROGRESS_SECONDS):
-            return
-        rate = (step - self.step) * self.batch_size / seconds if seconds > 0 else 0.0
-        text = f"{rate:,.0f} examples/s" if rate else ""
-        text = text if self.loss is None else f"loss {self.loss:.4g}  {text}"
-        self.report(step, self.total, text)
-        self.step, self.when = step, time.perf_counter()
-
-
 @dataclasses.dataclass(frozen=True)
 class _Loop:
     """The parts of one call of `train`."""
@@ -315,11 +286,12 @@ class _Loop:
     batch_size: int
     run: RunOptions
     validation: Source | None
+    measure: Callable[[int, Params], Mapping[str, float]] | None
     checkpointer: Checkpointer | None
     on_log: Callable[[int, Mapping[str, float]], None] | None
     should_stop: Callable[[], bool]
-    log: _Log
-    progress: _Progress
+    log: RunLog
+    progress: RunProgress
 
     def steps(self, state: TrainState, stream: TrainStream) -> tuple[TrainState, Status]:
         """Steps until the end, a divergence, or a request to stop."""
@@ -356,6 +328,8 @@ class _Loop:
             self.evaluate(state, step)
 
     def evaluation_due(self, step: int) -> bool:
+        if self.validation is None and self.measure is None:
+            return False
         every = self.run.eval_every
         return step == self.program.total_steps or (every > 0 and step % every == 0)
 
@@ -388,11 +362,14 @@ class _Loop:
         self.log.timer.pause()
 
     def evaluate(self, state: TrainState, step: int) -> None:
+        values: dict[str, float] = {}
         if self.validation is not None:
-            values = evaluate(self.program, state.params, self.validation, self.batch_size,
-                              self.should_stop)
-            self.log.add_points(step, "validation", values)
-            self.log.timer.pause()
+            values |= evaluate(self.program, state.eval_params, self.validation, self.batch_size,
+                               self.should_stop)
+        if self.measure is not None:
+            values |= self.measure(step, state.eval_params)
+        self.log.add_points(step, "validation", values)
+        self.log.timer.pause()
 
     def save(self, state: TrainState, step: int) -> None:
         if self.checkpointer is None or not bool(state.finite):
@@ -412,6 +389,7 @@ class _Loop:
 def train(
     program: Program, source: Source, *, seed: int, batch_size: int, run: RunOptions,
     stage: Stage = "upstream", validation: Source | None = None,
+    measure: Callable[[int, Params], Mapping[str, float]] | None = None,
     initial_params: Params | None = None, checkpointer: Checkpointer | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     on_log: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -430,6 +408,8 @@ def train(
       run: how often to log, evaluate and save.
       stage: written on the curve's points.
       validation: evaluated every `run.eval_every` steps and after the last.
+      measure: called as `measure(step, params)` at the same steps, for values that go to the curve
+        beside those of `validation`. The params are the program's: copy what is to be kept.
       initial_params: where training starts; fresh ones if None. They are copied.
       checkpointer: where to save and to look for a checkpoint; None to do neither.
       progress: called as `progress(step, total_steps, text)`.
@@ -447,10 +427,10 @@ def train(
     """
     check_seed(seed)
     state, extra = _begin(program, seed, initial_params, checkpointer)
-    start, log = int(state.step), _Log.make(stage, extra)
-    loop = _Loop(program, seed, batch_size, run, validation, checkpointer, on_log,
+    start, log = int(state.step), RunLog.make(stage, extra)
+    loop = _Loop(program, seed, batch_size, run, validation, measure, checkpointer, on_log,
                  should_stop or (lambda: False), log,
-                 _Progress(progress, program.total_steps, batch_size, start))
+                 RunProgress(progress, program.total_steps, batch_size, start))
     loop.progress.update(start, now=True)
     with TrainStream(source, seed=seed, batch_size=batch_size, start_step=start) as stream:
         state, status = loop.steps(state, stream)

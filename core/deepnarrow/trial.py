@@ -22,13 +22,20 @@ from deepnarrow.config import StudyConfig, resolve_options
 from deepnarrow.data import eval_batches
 from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import write_json
-from deepnarrow.modality import Metric, Scores, Task
+from deepnarrow.modality import Metric, Task
 from deepnarrow.plugins import notify
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.store import Store
 from deepnarrow.train import Program, TrainResult, make_program, metric_names, step_bytes, train
 from deepnarrow.transfer.fewshot import chance, extract_features, majority_accuracy, probe
-from deepnarrow.transfer.finetune import FineTuneProgram, finetune, make_finetune, task_labels
+from deepnarrow.transfer.finetune import (
+    FineTuneProgram,
+    finetune,
+    majority,
+    make_finetune,
+    task_labels,
+)
+from deepnarrow.trialrows import finetune_curve, finetune_outcomes, finetune_rows
 
 if TYPE_CHECKING:
     from deepnarrow.plugins import Registry
@@ -63,7 +70,7 @@ class CellPrograms:
     """The compiled programs that the seeds of one cell share."""
 
     program: Program
-    finetunes: Mapping[str, FineTuneProgram]
+    finetunes: tuple[FineTuneProgram, ...]
     peak_bytes: float | None
 
 
@@ -121,10 +128,9 @@ class UnitRunner:
         program = make_program(model, trial.protocol.optimizer, self.cells[trial.key].steps)
         batch = next(eval_batches(data.upstream.train, trial.protocol.batch_size))
         _check_metric(data.upstream.metric, metric_names(program, batch), trial.modality)
-        finetunes = {} if stage is None else {
-            name: make_finetune(
-                data.modality, architecture, shape, options, data.tasks[name], stage)
-            for name in stage.tasks}
+        finetunes = () if stage is None else tuple(
+            make_finetune(data.modality, architecture, shape, options, together, stage)
+            for together in _trained_together(stage, data.finetune_tasks))
         return CellPrograms(program, finetunes, step_bytes(program, batch))
 
     # --- stages -------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ class UnitRunner:
         measured = Measured()
         result = self._upstream(trial, programs.program, measured)
         if result.status == "done":
-            params = result.state.params
+            params = result.state.eval_params
             if trial.protocol.few_shot:
                 with measured.timed("few_shot"):
                     self._few_shot(trial, trial.protocol.few_shot, programs.program, params,
@@ -206,21 +212,20 @@ class UnitRunner:
     def _fine_tune(
         self, trial: Trial, stage: FineTune, programs: CellPrograms, params: Any, measured: Measured
     ) -> None:
-        for name, program in programs.finetunes.items():
-            metric, majority = program.task.metric, None
+        for ft in programs.finetunes:
             for seed in range(stage.seeds):
-                self.progress.stage(f"{trial.modality} {trial.shape.name}: fine-tune {name}")
-                result = finetune(program, params, seed=finetune_seed(trial.seed, seed),
+                self.progress.stage(f"{trial.modality} {trial.shape.name}: fine-tune {ft.name}")
+                result = finetune(ft, params, seed=finetune_seed(trial.seed, seed),
                                   should_stop=self.stop, progress=self.progress.steps)
                 _stop_if(result.status == "preempted")
-                majority = result.majority
-                measured.curve.extend(dataclasses.replace(p, name=f"{name}/seed{seed}/{p.name}")
-                                      for p in result.curve)
-                measured.metrics.extend(_score_rows(name, metric, seed, result.scores))
-                measured.outcomes.extend(_score_outcomes(name, metric, seed, result.scores))
-            if majority is not None:
-                measured.metrics.append(
-                    MetricRow("fine_tune", name, "majority", metric.direction, majority, "raw"))
+                measured.curve.extend(finetune_curve(ft, seed, result))
+                measured.metrics.extend(finetune_rows(ft, seed, result))
+                measured.outcomes.extend(finetune_outcomes(ft, seed, result))
+            for task in ft.tasks:
+                guess = majority(task)
+                if guess is not None:
+                    measured.metrics.append(MetricRow(
+                        "fine_tune", task.name, "majority", task.metric.direction, guess, "raw"))
 
     # --- records ------------------------------------------------------------------------------
     def _directory(self, trial: Trial) -> Path:
@@ -279,6 +284,12 @@ def finetune_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence((_FINETUNE, seed, index)).generate_state(1)[0] >> 1)
 
 
+def _trained_together(stage: FineTune, tasks: Mapping[str, Task]) -> list[tuple[Task, ...]]:
+    """The tasks in groups that one model each is fine-tuned on."""
+    named = tuple(tasks[name] for name in stage.tasks)
+    return [named] if stage.mixture == "proportional" else [(task,) for task in named]
+
+
 def _line(record: Record) -> str:
     best = [f"{m.metric} {m.value:.4g}" for m in record.metrics
             if m.stage == "upstream" and m.value is not None]
@@ -327,27 +338,3 @@ def _probe_rows(
             outcomes.append(Outcome("few_shot", task.name, "accuracy", origin,
                                     tuple(map(float, result.correct[0, i, j])), shots, seed))
     return rows, outcomes
-
-
-def _score_rows(
-    name: str, metric: Metric, seed: int, scores: Mapping[str, Scores]
-) -> list[MetricRow]:
-    """One row a metric and split; an empty one where fine-tuning diverged."""
-    if not scores:
-        return [MetricRow("fine_tune", name, metric.name, metric.direction, None,
-                          finetune_seed=seed)]
-    return [
-        MetricRow("fine_tune", name, key if split == "test" else f"{split}/{key}",
-                  metric.direction, value, finetune_seed=seed)
-        for split, score in scores.items() for key, value in score.metrics.items()
-    ]
-
-
-def _score_outcomes(
-    name: str, metric: Metric, seed: int, scores: Mapping[str, Scores]
-) -> list[Outcome]:
-    values = scores["test"].per_example if "test" in scores else None
-    if values is None:
-        return []
-    return [Outcome("fine_tune", name, metric.name, "pretrained", tuple(map(float, values)),
-                    finetune_seed=seed)]

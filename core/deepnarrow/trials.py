@@ -19,7 +19,7 @@ from deepnarrow.errors import InputError
 from deepnarrow.modality import Modality, Task, Upstream
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
-from deepnarrow.protocol import FewShot, Protocol
+from deepnarrow.protocol import FewShot, FineTune, Protocol
 from deepnarrow.trialkey import REVISION, trial_key
 
 
@@ -30,7 +30,8 @@ class ModalityData:
     Attributes:
       modality: the modality.
       upstream: what it is pre-trained on.
-      tasks: the tasks that the protocol names.
+      tasks: the few-shot tasks that the protocol names.
+      finetune_tasks: the fine-tune tasks that the protocol names, with its stage's options.
       facts: what determines results on the data's side: content hashes by split, and how each
         task changes the model.
     """
@@ -38,6 +39,7 @@ class ModalityData:
     modality: Modality
     upstream: Upstream
     tasks: Mapping[str, Task]
+    finetune_tasks: Mapping[str, Task]
     facts: Mapping[str, Any]
 
 
@@ -116,22 +118,35 @@ def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
     data = resolve_options(modality.data_options, study.data, f"{where}.data")
     options = resolve_options(modality.options, study.options, f"{where}.options")
     upstream = modality.upstream(data, options)
-    known = _known_tasks(modality.name, modality.tasks(data, options), registry)
     facts: dict[str, Any] = {
         "upstream/train": upstream.train.content_hash,
         "upstream/validation": upstream.validation.content_hash,
     }
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, dict[str, Task]] = {"few_shot": {}, "fine_tune": {}}
     stages = {"few_shot": study.protocol.few_shot, "fine_tune": study.protocol.fine_tune}
     for kind, stage in stages.items():
-        for name in stage.tasks if stage else ():
-            task = tasks[name] = _find_task(known, name, kind, f"{where}.protocol.{kind}")
-            facts[name] = {"options": dict(task.options), "num_classes": task.num_classes}
-            splits = ("train", "test") if kind == "few_shot" else ("train", "validation", "test")
-            facts |= {f"{name}/{s}": task.examples(s).content_hash for s in splits}
+        if stage is None:
+            continue
+        place = f"{where}.protocol.{kind}"
+        own = stage.options if isinstance(stage, FineTune) else {}
+        decided = resolve_options(options, {**upstream.options, **own}, f"{place}.options")
+        known = _known_tasks(modality.name, modality.tasks(data, decided), registry)
+        for name in stage.tasks:
+            task = tasks[kind][name] = _find_task(known, name, kind, place)
+            facts |= _task_facts(task, kind)
             if isinstance(stage, FewShot):
-                _check_shots(task, stage, f"{where}.protocol.few_shot")
-    return ModalityData(modality, upstream, tasks, facts)
+                _check_shots(task, stage, place)
+    return ModalityData(modality, upstream, tasks["few_shot"], tasks["fine_tune"], facts)
+
+
+def _task_facts(task: Task, kind: str) -> dict[str, Any]:
+    """What a stage's results depend on of a task."""
+    splits = ("train", "test")
+    if kind == "fine_tune":
+        splits = tuple(dict.fromkeys(("train", "validation", "test", *task.splits)))
+    place = f"{kind}/{task.name}"
+    hashes = {f"{place}/{split}": task.examples(split).content_hash for split in splits}
+    return {place: {"options": dict(task.options), "num_classes": task.num_classes}, **hashes}
 
 
 def _known_tasks(
@@ -217,17 +232,12 @@ def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
     costs = summarize(count_costs(data.modality, architecture, trial.shape.shape, options))
     protocol = trial.protocol
     steps = protocol.budget.steps(
-        protocol.batch_size, costs.tokens_per_example, costs.flops_train_per_example)
+        protocol.batch_size, num_examples=data.upstream.train.num_examples,
+        tokens_per_example=costs.tokens_per_example,
+        train_flops_per_example=costs.flops_train_per_example)
     where = f"modalities.{trial.modality}.protocol"
-    _check_warmup(where, protocol.optimizer.warmup_steps, steps)
+    protocol.optimizer.check_steps(f"{where}.optimizer", steps)
     if protocol.fine_tune:
-        _check_warmup(f"{where}.fine_tune", protocol.fine_tune.optimizer.warmup_steps,
-                      protocol.fine_tune.steps)
+        protocol.fine_tune.optimizer.check_steps(f"{where}.fine_tune.optimizer",
+                                                 protocol.fine_tune.steps)
     return Cell(trial, costs, steps)
-
-
-def _check_warmup(where: str, warmup_steps: int, steps: int) -> None:
-    if warmup_steps >= steps:
-        raise InputError(f"{where}.optimizer.warmup_steps", "warm-up does not fit the budget",
-                         got=warmup_steps, expected=f"< {steps} steps",
-                         hint="lower warmup_steps or raise the budget")

@@ -16,10 +16,11 @@ from deepnarrow.assemble import make_model
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.data import TrainStream, eval_batches
 from deepnarrow.errors import InputError, Preempted
+from deepnarrow.meter import Meter
 from deepnarrow.modality import LossOutput, Model, Source
 from deepnarrow.protocol import OptimizerConfig, RunOptions
 from deepnarrow.steptimer import StepTimer
-from deepnarrow.train import Meter, evaluate, make_program, metric_names, train
+from deepnarrow.train import evaluate, make_program, metric_names, train
 
 STEPS = 12
 ADAMW = OptimizerConfig("adamw", 0.01, "cosine", warmup_steps=2)

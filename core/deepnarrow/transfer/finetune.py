@@ -1,15 +1,16 @@
-"""Fine-tuning on one labelled task at a time, the same for every modality.
+"""Fine-tuning on labelled tasks, the same for every modality.
 
-The modality adapts the parameters (a new head, resampled positions), the core trains all of them
-with `train.train` and scores the result on `validation` and `test`. The test split is used for
-nothing but that score.
+The modality adapts the parameters (a new head, resampled positions), the core trains all of them,
+or the head alone, with `train.train` on one task or on a mixture of them, and scores the checkpoint
+that `selection.py` chooses on `validation` and `test`. The test split is read for nothing but that
+score, once training is over.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,39 +21,80 @@ from deepnarrow.assemble import make_model
 from deepnarrow.config import resolve_options
 from deepnarrow.data import check_seed
 from deepnarrow.errors import InputError, NotApplicable, Preempted
-from deepnarrow.modality import AnyArchitecture, Batch, Modality, Params, Path, Scores, Task
+from deepnarrow.modality import (
+    AnyArchitecture,
+    Batch,
+    Modality,
+    Model,
+    Params,
+    Path,
+    Scores,
+    Source,
+    Task,
+)
 from deepnarrow.protocol import FineTune, RunOptions
 from deepnarrow.records import CurvePoint, Status
 from deepnarrow.shape import Shape
 from deepnarrow.train import Program, make_program, train
 from deepnarrow.transfer import apply_all
 from deepnarrow.transfer.fewshot import check_labels, majority_accuracy
+from deepnarrow.transfer.mixture import mix
+from deepnarrow.transfer.selection import FULL_VALIDATION, VALIDATION, Selection
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+MIXTURE = "mixture"  # what several tasks trained on together are called
 _ADAPT = 2  # use of a seed's key; training uses 0 and 1
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuneProgram:
-    """Fine-tuning one shape on one task: serves every checkpoint and every seed.
+    """Fine-tuning one shape on one task, or on several together: serves checkpoints and seeds.
 
     Attributes:
-      task: the task.
+      tasks: what is trained on together, and scored one by one.
       program: the compiled program of the adapted model.
-      config: budget and optimiser.
+      config: budget, optimiser and choice.
       source_options: model options of the checkpoints.
       target_options: those of the adapted model.
       modality: it adapts the parameters.
     """
 
-    task: Task
+    tasks: tuple[Task, ...]
     program: Program
     config: FineTune
     source_options: ConfigDict
     target_options: ConfigDict
     modality: Modality
+
+    @property
+    def name(self) -> str:
+        """The task's name, or `mixture`."""
+        return self.tasks[0].name if len(self.tasks) == 1 else MIXTURE
+
+    def train_source(self) -> Source:
+        """Returns what is trained on: the task's training split, or the mixture of several."""
+        sources = {task.name: task.examples("train") for task in self.tasks}
+        if len(sources) == 1:
+            return sources[self.name]
+        return mix(sources, self.config.mixture_limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """What one task got.
+
+    Attributes:
+      scores: by split: `validation` and `test` of the checkpoint chosen; `validation_full`, where
+        the task serves it, of the one that is best there.
+      steps: updates after which the checkpoint was chosen that scores on a split.
+      params: of the checkpoint chosen.
+    """
+
+    scores: Mapping[str, Scores]
+    steps: Mapping[str, int]
+    params: Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,52 +102,79 @@ class FineTuneResult:
     """What fine-tuning one checkpoint with one seed gave.
 
     Attributes:
-      curve: the learning curve, stage `fine_tune`.
-      scores: the task's scores by split, `validation` and `test`; empty unless `done`.
-      params: the fine-tuned parameters.
+      curve: the learning curve, stage `fine_tune`; `validation/METRIC` is a task's metric, or
+        `validation/TASK/METRIC` where there are several tasks.
+      tasks: results by the tasks' names; empty unless `done`.
+      params: the parameters after the last step.
       status: `done`, `diverged` or `preempted`.
       reinitialised: paths of the parameters that did not come from the checkpoint.
-      majority: accuracy on `test` of always answering the commonest label of `train`; None where
-        the task has no classes.
     """
 
     curve: tuple[CurvePoint, ...]
-    scores: Mapping[str, Scores]
+    tasks: Mapping[str, TaskResult]
     params: Params
     status: Status
     reinitialised: tuple[Path, ...]
-    majority: float | None
 
 
 def make_finetune(
     modality: Modality, architecture: AnyArchitecture, shape: Shape, options: ConfigDict,
-    task: Task, config: FineTune,
+    tasks: Sequence[Task], config: FineTune,
 ) -> FineTuneProgram:
-    """Returns the program that fine-tunes models of `shape` on `task`.
+    """Returns the program that fine-tunes models of `shape` on `tasks` together.
 
     Args:
-      modality: of the checkpoints and the task.
+      modality: of the checkpoints and the tasks.
       architecture: of the checkpoints.
       shape: of the checkpoints.
-      options: model options of the checkpoints; the task's and the dropout rate are laid over them.
-      task: what to fine-tune on.
-      config: budget (`config.steps` updates) and optimiser.
+      options: model options of the checkpoints; the tasks', then `config`'s are laid over them.
+      tasks: what to fine-tune on: one, or those of a mixture.
+      config: budget (`config.steps` updates), optimiser, what is trained and how it is scored.
 
     Raises:
-      NotApplicable: the task does not serve fine-tuning, or needs a `score` the model lacks.
-      InputError: an option is unknown, a label is out of range, or the schedule does not fit.
+      NotApplicable: a task does not serve fine-tuning, or needs a `score` the model lacks; only the
+        head is to be trained and the model has none.
+      InputError: an option is unknown, a label is out of range, the schedule does not fit, or the
+        tasks of a mixture need different models or examples.
     """
-    where = f"task {task.name!r}"
-    if "fine_tune" not in task.kinds:
-        raise NotApplicable(where, "does not serve fine-tuning", got=", ".join(sorted(task.kinds)))
-    for split in ("train", "validation", "test"):  # before any training: a late error is dear
-        truth(task, split)
-    overrides = {**task.options, "dropout_rate": config.dropout_rate}
-    target_options = resolve_options(options, overrides, f"{where}, options")
+    for task in tasks:
+        if "fine_tune" not in task.kinds:
+            raise NotApplicable(f"task {task.name!r}", "does not serve fine-tuning",
+                                got=", ".join(sorted(task.kinds)))
+        for split in dict.fromkeys(("train", "validation", "test", *task.splits)):
+            truth(task, split)  # before any training: a late error is dear
+    target_options = _target_options(options, tasks, config)
     model = make_model(modality, architecture, shape, target_options)
-    program = make_program(model, config.optimizer, config.steps)
-    _predictor(program, task)  # raises now rather than after training
-    return FineTuneProgram(task, program, config, options, target_options, modality)
+    program = make_program(model, config.optimizer, config.steps, _trained_paths(model, config))
+    made = FineTuneProgram(tuple(tasks), program, config, options, target_options, modality)
+    made.train_source()  # these too raise now rather than after the pre-training
+    for task in tasks:
+        _predictor(program, task, config.decode)
+    return made
+
+
+def _target_options(options: ConfigDict, tasks: Sequence[Task], config: FineTune) -> ConfigDict:
+    """The options of the model that is fine-tuned: one for all of the tasks."""
+    found = [resolve_options(
+        options, {**task.options, **config.options, "dropout_rate": config.dropout_rate},
+        f"task {task.name!r}, options") for task in tasks]
+    for task, other in zip(tasks, found, strict=True):
+        for name, value in found[0].items():
+            if other[name] != value:
+                raise InputError(f"task {task.name!r}, options", f"{name} is not that of task "
+                                 f"{tasks[0].name!r}: one model cannot serve both",
+                                 got=other[name], expected=value,
+                                 hint="mixture='single' trains a model for each task")
+    return found[0]
+
+
+def _trained_paths(model: Model, config: FineTune) -> tuple[Path, ...] | None:
+    if config.train == "all":
+        return None
+    if not model.head_paths:
+        raise NotApplicable("fine_tune", "train is 'head', but the model has no head of its own",
+                            hint="train='all'")
+    return model.head_paths
 
 
 def finetune(
@@ -124,49 +193,84 @@ def finetune(
       progress: called as `progress(step, total_steps, text)`.
 
     Raises:
-      InputError: the seed is out of range.
+      InputError: the seed is out of range; only the head is trained and other parameters are new.
     """
     check_seed(seed)
-    task, batch_size = ft.task, ft.config.batch_size
+    config, last_step = ft.config, ft.program.total_steps
     key = jax.random.fold_in(jax.random.key(seed), _ADAPT)
     adapted, reinitialised = ft.modality.adapt(params, ft.source_options, ft.target_options, key)
-    result = train(ft.program, task.examples("train"), seed=seed, batch_size=batch_size,
-                   run=RunOptions(), stage="fine_tune", initial_params=adapted,
-                   progress=progress, should_stop=should_stop)
-    status, scores = result.status, {}
+    _check_new(ft, reinitialised)
+
+    def score(params: Params, task: Task, split: str) -> Scores:
+        predictions = predict_all(ft.program, params, task, split, config.batch_size, should_stop,
+                                  config.decode)
+        return task.score(predictions, truth(task, split))
+
+    selection = Selection(ft.tasks, config.select, last_step, score)
+    result = train(ft.program, ft.train_source(), seed=seed, batch_size=config.batch_size,
+                   run=RunOptions(eval_every=config.eval_every), stage="fine_tune",
+                   measure=selection.measure, initial_params=adapted, progress=progress,
+                   should_stop=should_stop)
+    status, found, last = result.status, {}, result.state.eval_params
     try:
-        for split in ("validation", "test") if status == "done" else ():
-            predictions = predict_all(
-                ft.program, result.state.params, task, split, batch_size, should_stop)
-            scores[split] = task.score(predictions, truth(task, split))
+        for task in ft.tasks if status == "done" else ():
+            found[task.name] = _task_result(task, selection, selection.params(task, last), score)
     except Preempted:
-        status, scores = "preempted", {}
-    majority = None if task.num_classes is None else majority_accuracy(
-        task_labels(task, "train"), task_labels(task, "test"))
-    return FineTuneResult(result.curve, scores, result.state.params, status,
-                          tuple(reinitialised), majority)
+        status, found = "preempted", {}
+    return FineTuneResult(result.curve, found, last, status, tuple(reinitialised))
+
+
+def _task_result(
+    task: Task, selection: Selection, params: Params,
+    score: Callable[[Params, Task, str], Scores],
+) -> TaskResult:
+    """The first and only look at the test split: with the checkpoint chosen without it."""
+    chosen = {split: selection.choices[task.name, split] for split in (VALIDATION, FULL_VALIDATION)
+              if (task.name, split) in selection.choices}
+    scores = {split: choice.scores for split, choice in chosen.items()}
+    steps = {split: choice.step for split, choice in chosen.items()}
+    return TaskResult({**scores, "test": score(params, task, "test")},
+                      {**steps, "test": steps[VALIDATION]}, params)
+
+
+def _check_new(ft: FineTuneProgram, reinitialised: Sequence[Path]) -> None:
+    trained = set(ft.program.model.head_paths)
+    frozen = [path for path in reinitialised if tuple(path) not in trained]
+    if ft.config.train == "head" and frozen:
+        raise InputError("fine_tune", "train is 'head', but the task makes other parameters anew",
+                         got="/".join(frozen[0]), hint="train='all'")
+
+
+def majority(task: Task) -> float | None:
+    """Accuracy on `test` of always answering the commonest label of `train`; None without classes.
+    """
+    if task.num_classes is None:
+        return None
+    return majority_accuracy(task_labels(task, "train"), task_labels(task, "test"))
 
 
 def predict_all(
     program: Program, params: Params, task: Task, split: str, batch_size: int,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None, decode: Literal["rank", "greedy"] = "rank",
 ) -> Shaped[np.ndarray, "n ..."]:
     """Returns predictions of every example of a split, in order.
 
-    They are what `Model.predict` returns; for tasks with `candidates` they are the
-    candidates' log-likelihoods [n, candidates].
+    They are what `Model.predict` returns; for tasks with `candidates`, if `decode` is `rank`, they
+    are the candidates' log-likelihoods [n, candidates].
 
     Raises:
       Preempted: `should_stop`, asked before each batch, said True.
       NotApplicable: the task needs a `score` that the model lacks.
     """
-    return apply_all(_predictor(program, task), params, task.examples(split), batch_size,
+    return apply_all(_predictor(program, task, decode), params, task.examples(split), batch_size,
                      should_stop)
 
 
-def _predictor(program: Program, task: Task) -> Callable[[Params, Batch], Array]:
+def _predictor(
+    program: Program, task: Task, decode: Literal["rank", "greedy"]
+) -> Callable[[Params, Batch], Array]:
     candidates, score = task.candidates, program.score
-    if candidates is None:
+    if candidates is None or decode == "greedy":
         return program.predict
     if score is None:
         raise NotApplicable(f"task {task.name!r}", "ranks candidates, but the model has no score")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int, Num
 
+from deepnarrow.errors import InputError
 from deepnarrow.modality import Scores
 
 
@@ -21,9 +22,17 @@ def score_accuracy(
       predictions: a logit or log-likelihood of each class.
       labels: the right classes.
 
+    Raises:
+      InputError: the predictions are integers: decoded tokens, not one number a class.
+
     >>> score_accuracy(np.array([[-1.0, -3.0], [-2.0, -1.0]]), np.array([0, 0])).metrics
     {'accuracy': 0.5}
     """
+    if predictions.dtype.kind != "f":
+        raise InputError("accuracy", "predictions are no logits or log-likelihoods",
+                         got=f"{predictions.dtype}{list(predictions.shape)}",
+                         expected="floats, one a class",
+                         hint="a task that is scored so needs fine_tune.decode='rank'")
     largest = predictions.max(axis=-1)  # [n, classes] -> [n]; NaN if one of them is
     if not np.isfinite(largest).all():
         return Scores({"accuracy": float("nan")}, None)

@@ -1,0 +1,63 @@
+"""What fine-tuning a checkpoint adds to a trial's record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from deepnarrow.modality import Task
+from deepnarrow.records import CurvePoint, MetricRow, Outcome
+from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskResult
+
+
+def finetune_rows(ft: FineTuneProgram, seed: int, result: FineTuneResult) -> Iterator[MetricRow]:
+    """One row a task, split and metric; an empty one a task where fine-tuning diverged.
+
+    A metric on `test` has its own name, on another split `SPLIT/METRIC`.
+    """
+    for task in ft.tasks:
+        metric, found = task.metric, result.tasks.get(task.name)
+        if found is None:
+            yield MetricRow("fine_tune", task.name, metric.name, metric.direction, None,
+                            finetune_seed=seed)
+            continue
+        for split, scores in found.scores.items():
+            for name, value in scores.metrics.items():
+                yield MetricRow("fine_tune", task.name,
+                                name if split == "test" else f"{split}/{name}",
+                                metric.direction, value, finetune_seed=seed)
+
+
+def finetune_outcomes(
+    ft: FineTuneProgram, seed: int, result: FineTuneResult
+) -> Iterator[Outcome]:
+    """The per-example values of each task on `test`."""
+    for task in ft.tasks:
+        found = result.tasks.get(task.name)
+        values = found.scores["test"].per_example if found else None
+        if values is not None:
+            yield Outcome("fine_tune", task.name, task.metric.name, "pretrained",
+                          tuple(map(float, values)), finetune_seed=seed)
+
+
+def finetune_curve(
+    ft: FineTuneProgram, seed: int, result: FineTuneResult
+) -> Iterator[CurvePoint]:
+    """The learning curve `NAME/seedN/...`, NAME a task or `mixture`, and the checkpoints chosen.
+
+    A point `TASK/seedN/selected/SPLIT/METRIC` stands at the step of the checkpoint that was chosen
+    by the task's metric on that split, and has its value.
+    """
+    for point in result.curve:
+        yield dataclasses.replace(point, name=f"{ft.name}/seed{seed}/{point.name}")
+    for task in ft.tasks:
+        if task.name in result.tasks:
+            yield from _selected(task, seed, result.tasks[task.name])
+
+
+def _selected(task: Task, seed: int, found: TaskResult) -> Iterator[CurvePoint]:
+    for split, step in found.steps.items():
+        if split != "test":
+            value = found.scores[split].metrics[task.metric.name]
+            yield CurvePoint("fine_tune", step, f"{task.name}/seed{seed}/selected/{split}/"
+                             f"{task.metric.name}", value)
