@@ -156,12 +156,12 @@ def resolve_options(defaults: ConfigDict, overrides: Mapping[str, Any], where: s
 
 # --- the file -------------------------------------------------------------------------------------
 def _name_modalities(values: dict[str, Any]) -> dict[str, Any]:
-    """Fills in `modality`, which is the key unless said otherwise."""
+    """Fills in `modality`, which is the key unless said otherwise; None leaves a modality out."""
     parts = values.get("modalities")
     if not isinstance(parts, Mapping):
         return values
     named = {key: {"modality": key, **part} if isinstance(part, Mapping) else part
-             for key, part in parts.items()}
+             for key, part in parts.items() if part is not None}
     return {**values, "modalities": named}
 
 

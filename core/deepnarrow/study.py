@@ -18,7 +18,7 @@ from deepnarrow.config import StudyConfig, to_json
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.files import WorkdirLock, is_alive, write_json
 from deepnarrow.plugins import Registry
-from deepnarrow.records import FINISHED, Record
+from deepnarrow.records import FINISHED, Record, latest
 from deepnarrow.store import Store
 from deepnarrow.trialkey import trial_key
 from deepnarrow.trials import Cell, ModalityData, Trial, Unit, count_cell, open_data, plan_trials
@@ -44,6 +44,29 @@ class StudySummary:
     counts: Mapping[str, int]
     seconds: float
     files: Sequence[Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSummary:
+    """How a call of `train_one` ended.
+
+    Attributes:
+      workdir: where everything is.
+      run_dir: the run's own folder.
+      checkpoint: its newest checkpoint; None where there is none here.
+      record: the run's record.
+      trained: False where the run had ended before.
+      steps: updates applied.
+      total_steps: what the budget pays for.
+    """
+
+    workdir: Path
+    run_dir: Path
+    checkpoint: Path | None
+    record: Record
+    trained: bool
+    steps: int
+    total_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,16 +133,47 @@ def run_study(
                          expected=f"one of {', '.join(registry.launchers)}")
     plan = _plan(config, registry)
     with WorkdirLock(workdir), Store(workdir / STORE_FILE) as store:
-        write_json(workdir / "study.json", to_json(config))
-        write_json(workdir / PLAN_FILE, [_plan_row(t) for t in plan.trials])
-        todo = [t for t in plan.trials if t.key not in store.finished_keys()]
-        try:
-            if todo:
-                _launch(plan, todo, workdir, store, launcher)
-        finally:
-            (workdir / STATE_FILE).unlink(missing_ok=True)
+        todo = _run_missing(plan, workdir, store, launcher)
         files = _report(plan, store, workdir)
         return StudySummary(workdir, len(todo), store.statuses(), time.monotonic() - start, files)
+
+
+def train_one(config: StudyConfig, workdir: str | Path, registry: Registry) -> TrainSummary:
+    """Runs the only trial of a config, unless it has finished; draws no report.
+
+    Raises:
+      InputError: bad config, data or workdir, or more than one trial; nothing was trained.
+      Preempted: asked to stop; everything so far is saved.
+    """
+    workdir, plan = Path(workdir), _plan(config, registry)
+    if len(plan.trials) != 1:
+        raise InputError("config", "describes more than one training run", got=len(plan.trials))
+    (trial,) = plan.trials
+    with WorkdirLock(workdir), Store(workdir / STORE_FILE) as store:
+        todo = _run_missing(plan, workdir, store, "local")
+        record = next(r for r in latest(store.records()) if r.key == trial.key)
+    run_dir = workdir / "runs" / trial.key
+    steps = [p.step for p in record.curve if p.stage == "upstream" and p.value is not None]
+    return TrainSummary(workdir, run_dir, _newest_checkpoint(run_dir), record, bool(todo),
+                        max(steps, default=0), plan.cells[trial.key].steps)
+
+
+def _newest_checkpoint(run_dir: Path) -> Path | None:
+    steps = [path for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal()]
+    return max(steps, key=lambda path: int(path.name), default=None)
+
+
+def _run_missing(plan: _Plan, workdir: Path, store: Store, launcher: str) -> Sequence[Trial]:
+    """Runs the trials that have not finished, and returns them."""
+    write_json(workdir / "study.json", to_json(plan.config))
+    write_json(workdir / PLAN_FILE, [_plan_row(t) for t in plan.trials])
+    todo = [t for t in plan.trials if t.key not in store.finished_keys()]
+    try:
+        if todo:
+            _launch(plan, todo, workdir, store, launcher)
+    finally:
+        (workdir / STATE_FILE).unlink(missing_ok=True)
+    return todo
 
 
 def _launch(

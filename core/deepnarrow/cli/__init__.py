@@ -1,6 +1,7 @@
 """The command line: `deepnarrow COMMAND ...`; one module a command, imported when it is called.
 
-Exit codes: 0 done, 1 a bug (traceback), 2 bad input, 75 stopped on request: run it again.
+Exit codes: 0 done, 1 a bug (traceback), 2 bad input, 3 diverged (`train`), 75 stopped on request:
+run it again.
 """
 
 from __future__ import annotations
@@ -54,4 +55,4 @@ def _run(arguments: Sequence[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         output: Output = command(options)
     write(output, as_json=options.json)
-    return 0
+    return output.exit_code

@@ -25,10 +25,12 @@ class Output:
     Attributes:
       document: for `--json`: plain values; non-finite numbers are None.
       show: `show(console)` prints the same for people.
+      exit_code: of the command.
     """
 
     document: Any
     show: Callable[[Console], None]
+    exit_code: int = 0
 
 
 def write(output: Output, *, as_json: bool) -> None:

@@ -12,7 +12,8 @@ from deepnarrow.cli.output import write_text
 from deepnarrow.errors import InputError, shorten, suggest
 
 PROG = "deepnarrow"
-EPILOG = """exit codes: 0 done, 1 a bug, 2 bad input, 75 stopped on request (run it again)
+EPILOG = """exit codes: 0 done, 1 a bug, 2 bad input, 3 diverged (train), 75 stopped on request (run
+it again)
 deepnarrow COMMAND --help shows a command's arguments"""
 LIST_KINDS = (
     "modalities", "architectures", "ops", "tasks", "strategies", "forms", "launchers",
@@ -208,6 +209,14 @@ def _study(parser: Parser) -> None:
                         help="show cells, costs, time and disk; train nothing")
 
 
+def _train(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a Python file with get_config(), of one "
+                        "modality, shape, architecture and seed; it is run")
+    parser.add_argument("--workdir", metavar="DIR", action=Once, required=True,
+                        help="where everything goes; a run that is there goes on")
+    _set(parser, "KEY=VALUE", "changes the config; modalities.NAME=None leaves a modality out")
+
+
 def _status(parser: Parser) -> None:
     parser.add_argument("workdir", metavar="WORKDIR", help="of a study")
 
@@ -248,6 +257,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "list": ("what is installed", "deepnarrow.cli.listing:run", _list),
     "shape": ("what shapes cost", "deepnarrow.cli.shape:run", _shape),
     "study": ("run a scaling study, or go on with one", "deepnarrow.cli.study:run", _study),
+    "train": ("do one training run, or go on with it", "deepnarrow.cli.train:run", _train),
     "status": ("how far a study is", "deepnarrow.cli.study:status", _status),
     "probe": ("few-shot probe of given features", "deepnarrow.cli.probe:run", _probe),
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
