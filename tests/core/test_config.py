@@ -230,7 +230,7 @@ TOY = "modalities.toy"
          "and <= 1e+30)"),
     (f"{TOY}.protocol.optimizer.learning_rate=False", "has a wrong type, bool"),
     (f"{TOY}.protocol.optimizer.schedule=cosin", "is unknown (got 'cosin'; expected one of "
-     "inverse_sqrt, cosine, constant). Hint: did you mean cosine?"),
+     "inverse_sqrt, rsqrt, cosine, linear, constant). Hint: did you mean cosine?"),
     (f"{TOY}.protocol.batch_size=1{'0' * 400}.5", "has a wrong type, float"),
     (f"{TOY}.protocol.budget.amount=1{'0' * 400}", "is too large"),
     (f"{TOY}.protocol.batch_size={'1' * 10001}", "value is too long"),
@@ -277,7 +277,7 @@ def test_settings_that_are_none(good, overrides, expected):
 
 def test_every_error_is_reported_at_once(good):
     found = refusals(good, "run.log_evry=5", "run.eval_every=-1", "seeds=(-1,)", "nothing",
-                     f"{TOY}.protocol.batch_size=8.5", f"{TOY}.protocol.budget.kind=epochs")
+                     f"{TOY}.protocol.batch_size=8.5", f"{TOY}.protocol.budget.kind=hours")
     assert [m.split(": ")[0] for m in found] == [
         "--set", "--set run.log_evry", f"--set {TOY}.protocol.batch_size",
         f"--set {TOY}.protocol.budget.kind", "--set run.eval_every"]

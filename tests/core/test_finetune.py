@@ -13,7 +13,14 @@ from deepnarrow.assemble import make_model
 from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.modality import Metric, Scores, Source
 from deepnarrow.protocol import FineTune, OptimizerConfig
-from deepnarrow.transfer.finetune import finetune, make_finetune, predict_all, task_labels, truth
+from deepnarrow.transfer.finetune import (
+    finetune,
+    majority,
+    make_finetune,
+    predict_all,
+    task_labels,
+    truth,
+)
 
 ADAMW = OptimizerConfig("adamw", 0.003, "cosine", warmup_steps=5)
 CONFIG = FineTune(("toy_task",), examples=810, batch_size=16, optimizer=ADAMW, dropout_rate=0.1)
@@ -62,7 +69,7 @@ def runs(toy):
     traces = collections.Counter()
     shape = modality.presets["tiny"].shape
     ft = make_finetune(modality, counting(architecture, traces), shape, modality.options,
-                       get_task(modality), CONFIG)
+                       [get_task(modality)], CONFIG)
     model = make_model(modality, architecture, shape, modality.options)
     checkpoints = [model.init(jax.random.key(i)) for i in range(2)]
     before = jax.tree.map(np.array, checkpoints)
@@ -74,6 +81,16 @@ def runs(toy):
                 collections.Counter(traces), progress)
 
 
+def scores_of(result, task="toy_task"):
+    return result.tasks[task].scores
+
+
+def test_the_majority_is_that_of_train(toy):
+    # Classes in turn: 0 is the first of equals, 11 times in 41.
+    assert majority(get_task(toy[0])) == 11 / 41
+    assert majority(free_text(get_task(toy[0]))) is None
+
+
 def assert_trees_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -81,10 +98,11 @@ def assert_trees_equal(a, b):
 def test_beats_the_majority_class(runs):
     for result in runs.results:
         assert result.status == "done"
-        assert result.majority == 11 / 41  # classes in turn: 0 is first of equals, 11 times in 41
-        assert result.scores.keys() == {"validation", "test"}
+        found = scores_of(result)
+        assert found.keys() == {"validation", "test"}
+        assert result.tasks["toy_task"].steps == {"validation": 50, "test": 50}
         for split, n in (("validation", 24), ("test", 41)):
-            scores = result.scores[split]
+            scores = found[split]
             assert scores.metrics["accuracy"] > 0.8
             assert scores.per_example.shape == (n,)
             assert scores.metrics["accuracy"] == scores.per_example.mean()
@@ -130,9 +148,9 @@ def test_curve_and_progress(runs):
 def test_predictions_are_in_order_without_padding(runs, toy):
     modality, architecture = toy
     result = runs.results[0]
-    predictions = predict_all(runs.ft.program, result.params, runs.ft.task, "test", 16)
+    predictions = predict_all(runs.ft.program, result.params, runs.ft.tasks[0], "test", 16)
     assert predictions.shape == (41, 4)
-    source = runs.ft.task.examples("test")
+    source = runs.ft.tasks[0].examples("test")
     inputs = np.stack([source.load(i, np.random.default_rng(0))["inputs"] for i in range(41)])
     model = make_model(modality, architecture, modality.presets["tiny"].shape,
                        runs.ft.target_options)
@@ -146,16 +164,16 @@ def relabelled(batch):
 
 
 def test_rank_classification_scores_every_candidate(runs, toy):
-    ranked = dataclasses.replace(runs.ft.task, candidates=relabelled)
+    ranked = dataclasses.replace(runs.ft.tasks[0], candidates=relabelled)
     params = runs.results[0].params
     scores = predict_all(runs.ft.program, params, ranked, "test", 16)
-    logits = predict_all(runs.ft.program, params, runs.ft.task, "test", 16)
+    logits = predict_all(runs.ft.program, params, runs.ft.tasks[0], "test", 16)
     assert scores.shape == (41, 4)
     np.testing.assert_allclose(scores, jax.nn.log_softmax(logits), rtol=1e-5, atol=1e-5)
-    ft = dataclasses.replace(runs.ft, task=ranked)
+    ft = dataclasses.replace(runs.ft, tasks=(ranked,))
     result = finetune(ft, runs.checkpoints[0], seed=0)
     assert_trees_equal(result.params, params)  # training is the same
-    np.testing.assert_array_equal(result.scores["test"].per_example,
+    np.testing.assert_array_equal(scores_of(result)["test"].per_example,
                                   scores.argmax(axis=1) == np.arange(41) % 4)
 
 
@@ -181,19 +199,18 @@ def free_text(task, entries=41):
 
 
 def test_free_text_is_scored_against_references(runs):
-    ft = dataclasses.replace(runs.ft, task=free_text(runs.ft.task))
+    ft = dataclasses.replace(runs.ft, tasks=(free_text(runs.ft.tasks[0]),))
     result = finetune(ft, runs.checkpoints[0], seed=0)
     assert_trees_equal(result.params, runs.results[0].params)  # training is the same
-    expected = runs.results[0].scores["test"].per_example
-    np.testing.assert_array_equal(result.scores["test"].per_example, expected)
+    expected = scores_of(runs.results[0])["test"].per_example
+    np.testing.assert_array_equal(scores_of(result)["test"].per_example, expected)
     pairs = [expected[i:i + 2].all() for i in range(0, 41, 2)]
-    assert result.scores["test"].metrics == {"em": pytest.approx(np.mean(pairs))}
-    assert result.majority is None
+    assert scores_of(result)["test"].metrics == {"em": pytest.approx(np.mean(pairs))}
 
 
 def test_references_are_one_an_example(runs):
     with pytest.raises(InputError, match="another number of references") as caught:
-        truth(free_text(runs.ft.task, entries=40), "test")
+        truth(free_text(runs.ft.tasks[0], entries=40), "test")
     assert (caught.value.got, caught.value.expected) == (40, 41)
 
 
@@ -208,14 +225,14 @@ def test_preempted(runs, stop_after):
         return len(asked) > stop_after
 
     result = finetune(runs.ft, runs.checkpoints[0], seed=0, should_stop=should_stop)
-    assert (result.status, result.scores) == ("preempted", {})
+    assert (result.status, result.tasks) == ("preempted", {})
     assert len(asked) == stop_after + 1
 
 
 def test_diverged_is_not_scored(runs):
     broken = jax.tree.map(lambda x: x * np.float32(np.nan), runs.checkpoints[0])
     result = finetune(runs.ft, broken, seed=0)
-    assert (result.status, result.scores) == ("diverged", {})
+    assert (result.status, result.tasks) == ("diverged", {})
     assert result.curve[-1].value is None
     assert result.reinitialised == HEAD
 
@@ -225,12 +242,13 @@ def test_the_test_split_is_only_scored(toy, runs):
     modality, _ = toy
     task = get_task(modality)
     other = dataclasses.replace(
-        runs.ft, task=dataclasses.replace(
-            task, examples=lambda s: task.examples("train" if s == "test" else s)))
+        runs.ft, tasks=(dataclasses.replace(
+            task, examples=lambda s: task.examples("train" if s == "test" else s)),))
     result = finetune(other, runs.checkpoints[0], seed=0)
     assert_trees_equal(result.params, runs.results[0].params)
-    assert result.scores["validation"].metrics == runs.results[0].scores["validation"].metrics
-    assert len(result.scores["test"].per_example) == 60
+    assert (scores_of(result)["validation"].metrics
+            == scores_of(runs.results[0])["validation"].metrics)
+    assert len(scores_of(result)["test"].per_example) == 60
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -249,7 +267,7 @@ def with_label(task, split, index, label):
 def make(toy, task, config=CONFIG, architecture=None):
     modality, toy_mlp = toy
     return make_finetune(modality, architecture or toy_mlp, modality.presets["tiny"].shape,
-                         modality.options, task, config)
+                         modality.options, [task], config)
 
 
 def test_labels_are_checked_before_training(toy):

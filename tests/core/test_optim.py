@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,14 @@ import numpy as np
 import optax
 import pytest
 
+from deepnarrow.assemble import count_costs
 from deepnarrow.errors import InputError
-from deepnarrow.optim import make_optimizer, make_schedule
-from deepnarrow.protocol import OptimizerConfig
+from deepnarrow.optim import is_kernel, make_optimizer, make_schedule
+from deepnarrow.plugins import registry
+from deepnarrow.protocol import ENDS_AT_ZERO, OptimizerConfig, Schedule
 
 TOTAL = 100
+SCHEDULES = get_args(Schedule)
 ADAFACTOR = OptimizerConfig("adafactor", 0.01, "inverse_sqrt", warmup_steps=2)
 ADAMW = OptimizerConfig("adamw", 0.01, "cosine", warmup_steps=2, weight_decay=0.1)
 
@@ -29,6 +34,14 @@ ARRAYS = {
     ("encoder", "final_norm"): ((160,), ("embed",)),
     ("decoder", "layers", "wi"): ((2, 160, 200), ("layers", "embed", "mlp")),
 }
+
+
+def timescale(schedule):
+    """Short enough to show within the tests' steps."""
+    return {"timescale": 3} if schedule == "rsqrt" else {}
+
+
+KERNELS = ("query", "out", "wi")
 
 
 def nested(values):
@@ -82,9 +95,10 @@ def plain(config):
         parts.append(optax.adafactor(schedule, min_dim_size_to_factor=128, decay_rate=0.8,
                                      clipping_threshold=1.0, momentum=None, eps=1e-30))
     else:
-        parts.append(optax.adamw(
-            schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)))
+        parts.append(optax.adamw(  # its decay is multiplied by the learning rate, ours is not
+            schedule, b1=config.b1, b2=config.b2,
+            weight_decay=config.weight_decay / config.learning_rate,
+            mask=lambda params: {p: p.split("/")[-2] in KERNELS for p in params}))
     return optax.chain(*parts)
 
 
@@ -101,11 +115,13 @@ def run(optimizer, params, gradients):
     return params
 
 
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 @pytest.mark.parametrize("config", [ADAFACTOR, ADAMW], ids=lambda c: c.name)
-def test_stacked_equals_unstacked(config, clip_norm, steps):
-    config = OptimizerConfig(**{**vars(config), "clip_norm": clip_norm})
+def test_stacked_equals_unstacked(config, clip_norm, schedule):
+    config = dataclasses.replace(config, clip_norm=clip_norm, schedule=schedule,
+                                 **timescale(schedule))
+    steps = 5
     params, gradients = draw(0), [draw(i + 1) for i in range(steps)]
     ours = unstack(run(make_optimizer(config, TOTAL, AXES), params, gradients))
     theirs = run(plain(config), unstack(params), [unstack(g) for g in gradients])
@@ -151,14 +167,14 @@ def test_adafactor_first_update_by_hand():
     np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)
 
 
-def test_weight_decay_acts_on_matrices_of_a_layer_only():
-    config = OptimizerConfig("adamw", 0.5, "constant", weight_decay=0.1)
+@pytest.mark.parametrize("learning_rate", [1e-6, 0.5])
+def test_weight_decay_acts_on_kernels_only_and_without_the_learning_rate(learning_rate):
+    config = OptimizerConfig("adamw", learning_rate, "constant", weight_decay=0.05)
     params = draw(0)
     zeros = jax.tree.map(jnp.zeros_like, params)
     after = unstack(run(make_optimizer(config, TOTAL, AXES), params, [zeros]))
     for path, before in unstack(params).items():
-        decayed = before.ndim >= 2
-        assert decayed == any(word in path for word in ("embedding", "query", "out", "wi"))
+        decayed = path.split("/")[-2] in KERNELS
         np.testing.assert_allclose(after[path], before * (0.95 if decayed else 1.0), rtol=1e-6)
 
 
@@ -207,7 +223,102 @@ def test_constant(warmup):
     np.testing.assert_allclose([schedule(s) for s in range(50)], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["inverse_sqrt", "cosine", "constant"])
+# Values of big_vision's create_learning_rate_schedule(100, base=0.2, ...) at commit 0127fb6.
+BIG_VISION_STEPS = (0, 5, 9, 10, 11, 40, 79, 80, 81, 90, 99, 100)
+BIG_VISION = {
+    "rsqrt": (0.0, 0.10000000149011612, 0.17999999225139618, 0.20000000298023224,
+              0.19674775004386902, 0.1414213627576828, 0.11009638011455536, 0.10954450815916061,
+              0.10355082154273987, 0.05222329497337341, 0.005020964425057173, 0.0),
+    "cosine": (0.0, 0.10000000149011612, 0.17999999225139618, 0.20000000298023224,
+               0.1999390870332718, 0.15000000596046448, 0.025685518980026245, 0.023395538330078125,
+               0.021198922768235207, 0.006030732300132513, 6.091594696044922e-05, 0.0),
+    "linear": (0.0, 0.10000000149011612, 0.17999999225139618, 0.20000000298023224,
+               0.19777777791023254, 0.13333332538604736, 0.046666670590639114, 0.04444444179534912,
+               0.04222222790122032, 0.02222222089767456, 0.0022222280967980623, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", BIG_VISION)
+def test_schedules_are_big_visions(name):
+    more = {"timescale": 30, "cooldown_steps": 20} if name == "rsqrt" else {}
+    config = OptimizerConfig("adamw", 0.2, name, warmup_steps=10, **more)
+    schedule = make_schedule(config, 100)
+    np.testing.assert_allclose([schedule(s) for s in BIG_VISION_STEPS], BIG_VISION[name],
+                               rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("cooldown", [0, 20])
+@pytest.mark.parametrize("warmup", [0, 10])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_starts_peaks_and_ends_where_it_says(name, warmup, cooldown):
+    cooldown = 0 if name in ENDS_AT_ZERO else cooldown
+    config = OptimizerConfig("adamw", 0.2, name, warmup, cooldown, **timescale(name))
+    schedule = make_schedule(config, TOTAL)
+    values = np.array([schedule(step) for step in range(TOTAL + 1)])
+    bare = np.array([make_schedule(dataclasses.replace(config, cooldown_steps=0), TOTAL)(step)
+                     for step in range(TOTAL + 1)])
+    constant_start = name == "inverse_sqrt" or not warmup
+    np.testing.assert_allclose(values[0], 0.2 if constant_start else 0.0)
+    np.testing.assert_allclose(values[warmup], 0.2, rtol=1e-6)
+    assert (values <= 0.2 * (1 + 1e-6)).all()
+    assert (np.diff(values[warmup:]) <= 1e-9).all()
+    np.testing.assert_array_equal(values[:TOTAL - cooldown], bare[:TOTAL - cooldown])
+    if cooldown or name in ENDS_AT_ZERO:
+        np.testing.assert_allclose(values[-1], 0.0, atol=1e-8)
+    for back in range(cooldown):  # linear to 0, on top
+        np.testing.assert_allclose(values[TOTAL - back], bare[TOTAL - back] * back / cooldown,
+                                   rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+def test_the_schedule_scales_every_update(optimizer, name):
+    """One parameter, constant gradients: both optimisers move by the rate, adafactor by RMS 1."""
+    config = OptimizerConfig(optimizer, 0.2, name, 3, **timescale(name))
+    schedule = make_schedule(config, 10)
+    transformation = make_optimizer(config, 10, {"w": ("embed", "mlp")})
+    params, grads = {"w": jnp.ones((2, 2))}, {"w": jnp.ones((2, 2))}
+    state = transformation.init(params)
+    for step in range(10):
+        updates, state = transformation.update(grads, state, params)
+        np.testing.assert_allclose(updates["w"], -float(schedule(step)), rtol=2e-5, atol=1e-8)
+
+
+def test_adamw_is_big_visions():
+    """Five updates as big_vision's optax.make gave them: scale_by_adam(b1=0.9, b2=0.95), lr=0.1,
+    wd=0.02, grad_clip_norm=1, cosine with 2 steps of warm-up of 10 (commit 0127fb6)."""
+    config = OptimizerConfig("adamw", 0.1, "cosine", warmup_steps=2, weight_decay=0.02,
+                             clip_norm=1.0, b2=0.95)
+    params = {"a": {"kernel": jnp.float32([[0.5, -1.0], [2.0, 0.25]]),
+                    "bias": jnp.float32([0.5, -0.5])}, "position": jnp.float32([[1.0, -2.0]])}
+    axes = {"a": {"kernel": ("embed", "mlp"), "bias": ("mlp",)}, "position": (None, "embed")}
+    gradients = [jax.tree.map(lambda p, i=i: jnp.float32(
+        np.sin(np.arange(p.size).reshape(p.shape) + i + 1.0)), params) for i in range(5)]
+    found = run(make_optimizer(config, 10, axes), params, gradients)
+    expected = {"a": {"kernel": [[0.3136291801929474, -0.8946037888526917],
+                                 [2.0762276649475098, 0.40729784965515137]],
+                      "bias": [0.3395873010158539, -0.4606386721134186]},
+                "position": [[0.8395872116088867, -1.9606388807296753]]}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.float32(b), rtol=1e-5),
+                 found, expected, is_leaf=lambda x: isinstance(x, list))
+
+
+@pytest.mark.parametrize("modality", ["text_t5", "vision_vit"])
+def test_decay_acts_on_what_big_vision_calls_kernels(modality):
+    """Its rule goes by the name, ours by the axes: on the shipped models they are the same."""
+    found = registry().modality(modality)
+    costs = count_costs(found, registry().architecture("transformer"), found.presets["tiny"].shape,
+                        found.options)
+    for array in costs.arrays:
+        stacked = array.axes[:1] == ("layers",)
+        axes, shape = (array.axes[1:], array.shape[1:]) if stacked else (array.axes, array.shape)
+        joined = [(a, n) for i, (a, n) in enumerate(zip(axes, shape, strict=True))
+                  if not (i and a == "kv" and axes[i - 1] == "heads")]
+        kernel = is_kernel([a for a, _ in joined], [n for _, n in joined])
+        assert kernel == (array.path[-1] == "kernel"), array.path
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("warmup", "total"), [(10, 10), (11, 10)])
 def test_warmup_must_be_shorter_than_training(schedule, warmup, total):
     with pytest.raises(InputError, match=f"got {warmup}; expected < {total} steps"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import threading
@@ -127,6 +128,93 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_the_last(bad):
     state, metrics = program.step(state, good, 0)
     assert float(metrics["finite"][0]) == 0.0
     assert fingerprint(state[:3]) == before
+
+
+def test_the_moving_average_is_that_of_the_params_after_each_update():
+    """Against the definition: weights 0.8^age, which add up to 1; the start has none."""
+    decay, config = 0.8, OptimizerConfig("adamw", 0.1, "constant", ema_decay=0.8)
+    program = make_program(linear_model(), config, 10)
+    state, seen = program.start({"w": jnp.float32(50.0)}), []
+    batch = {"x": np.float32([1, 2]), "y": np.float32([3, 3]),
+             "example_mask": np.ones(2, np.float32)}
+    assert float(state.eval_params["w"]) == 50.0
+    for step in range(1, 7):
+        state, _ = program.step(state, batch, 0)
+        seen.append(float(state.params["w"]))
+        weights = decay ** np.arange(step)[::-1]
+        np.testing.assert_allclose(state.ema["w"], np.average(seen, weights=weights), rtol=1e-6)
+        assert state.eval_params is state.ema
+    assert abs(seen[-1] - float(state.ema["w"])) > 0.1
+
+
+def test_the_moving_average_is_what_is_evaluated_and_training_is_the_same(model, upstream):
+    averaged = make_program(model, dataclasses.replace(ADAMW, ema_decay=0.9), STEPS)
+    plain = make_program(model, ADAMW, STEPS)
+    options = {"seed": 0, "batch_size": 8, "run": RUN, "validation": upstream.validation}
+    a = train(averaged, upstream.train, **options)
+    b = train(plain, upstream.train, **options)
+    assert fingerprint(a.state.params) == fingerprint(b.state.params)
+    assert b.state.ema is None
+    assert fingerprint(b.state.eval_params) == fingerprint(b.state.params)
+    last = {p.name: p.value for p in a.curve if p.step == STEPS}
+    found = evaluate(averaged, a.state.ema, upstream.validation, 8)
+    assert last["validation/loss"] == found["loss"]
+    assert found["loss"] != {p.name: p.value for p in b.curve}["validation/loss"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_moving_average_stays_finite(bad):
+    program = make_program(linear_model(), OptimizerConfig("adamw", 0.1, "constant",
+                                                           ema_decay=0.5), 10)
+    batch = {"x": np.float32([bad]), "y": np.float32([1]), "example_mask": np.float32([1])}
+    state, _ = program.step(program.init(0), batch, 0)
+    assert np.isfinite(state.ema["w"])
+
+
+@pytest.mark.parametrize("config", [
+    dataclasses.replace(ADAMW, weight_decay=0.1, clip_norm=1.0, ema_decay=0.9),
+    OptimizerConfig("adafactor", 0.1, "constant")], ids=lambda c: c.name)
+def test_frozen_params_stay_as_they_are_and_have_no_optimiser_state(model, upstream, config):
+    program = make_program(model, config, STEPS, trained_paths=(("head", "kernel"),))
+    start = program.init(0)
+    before = jax.tree.map(np.array, start.params)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(start.opt_state) if leaf.ndim}
+    assert shapes <= {before["head"]["kernel"].shape, (1,)}  # (1,): what Adafactor leaves out
+    after = train(program, upstream.train, seed=0, batch_size=8, run=RUN, initial_params=before)
+    for params in (after.state.params, after.state.eval_params):
+        changed = {jax.tree_util.keystr(path, simple=True, separator="/")
+                   for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(params),
+                                               jax.tree.leaves(before), strict=True)
+                   if not np.array_equal(new, old)}
+        assert changed == {"head/kernel"}
+
+
+def test_training_all_paths_is_training(program, model, upstream, unbroken):
+    paths = [tuple(k.key for k in path) for path, _ in
+             jax.tree_util.tree_leaves_with_path(program.init(0).params)]
+    all_of_them = make_program(model, ADAMW, STEPS, trained_paths=paths)
+    result = train(all_of_them, upstream.train, seed=3, batch_size=8, run=RUN)
+    assert fingerprint(result.state) == fingerprint(unbroken.state)
+
+
+def test_a_path_that_is_no_parameters_is_named(model):
+    with pytest.raises(InputError, match=r"no such parameter .got head/kernle; .*head/kernel"):
+        make_program(model, ADAMW, STEPS, trained_paths=(("head", "kernle"),))
+
+
+def test_measurements_go_to_the_curve_with_the_evaluated_params(model, upstream):
+    program = make_program(model, dataclasses.replace(ADAMW, ema_decay=0.9), STEPS)
+    seen = {}
+
+    def measure(step, params):
+        seen[step] = fingerprint(params)
+        return {"steps": float(step), "none": float("nan")}
+
+    result = train(program, upstream.train, seed=0, batch_size=8, run=RUN, measure=measure)
+    points = [(p.step, p.value) for p in result.curve if p.name == "validation/steps"]
+    assert points == [(4, 4.0), (8, 8.0), (12, 12.0)]
+    assert {p.value for p in result.curve if p.name == "validation/none"} == {None}
+    assert seen[STEPS] == fingerprint(result.state.ema)
 
 
 def test_seeds_and_steps_share_one_compiled_program(model, upstream):
@@ -265,6 +353,15 @@ def unbroken(program, upstream):
                          ids=lambda stops: "-".join(map(str, stops)))
 def test_a_resumed_run_ends_with_the_same_bits(program, upstream, tmp_path, unbroken, stops):
     result = interrupted(program, upstream, tmp_path, stops)
+    assert fingerprint(result.state) == fingerprint(unbroken.state)
+    assert result.curve == unbroken.curve
+
+
+def test_a_resumed_run_has_the_same_moving_average(model, upstream, tmp_path):
+    program = make_program(model, dataclasses.replace(ADAMW, ema_decay=0.9), STEPS)
+    unbroken = train(program, upstream.train, seed=3, batch_size=8, run=RUN,
+                     validation=upstream.validation)
+    result = interrupted(program, upstream, tmp_path, [6])
     assert fingerprint(result.state) == fingerprint(unbroken.state)
     assert result.curve == unbroken.curve
 
