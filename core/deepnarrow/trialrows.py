@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from deepnarrow.modality import Task
 from deepnarrow.records import CurvePoint, MetricRow, Outcome
 from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskResult
+from deepnarrow.transfer.selection import quality
 
 
 def finetune_rows(ft: FineTuneProgram, seed: int, result: FineTuneResult) -> Iterator[MetricRow]:
@@ -58,6 +59,5 @@ def finetune_curve(
 def _selected(task: Task, seed: int, found: TaskResult) -> Iterator[CurvePoint]:
     for split, step in found.steps.items():
         if split != "test":
-            value = found.scores[split].metrics[task.metric.name]
             yield CurvePoint("fine_tune", step, f"{task.name}/seed{seed}/selected/{split}/"
-                             f"{task.metric.name}", value)
+                             f"{task.metric.name}", quality(task, found.scores[split]))

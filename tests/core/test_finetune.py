@@ -12,7 +12,8 @@ import pytest
 from deepnarrow.assemble import make_model
 from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.modality import Metric, Scores, Source
-from deepnarrow.protocol import FineTune, OptimizerConfig
+from deepnarrow.protocol import FineTune, OptimizerConfig, RunOptions
+from deepnarrow.train import train
 from deepnarrow.transfer.finetune import (
     finetune,
     majority,
@@ -212,6 +213,200 @@ def test_references_are_one_an_example(runs):
     with pytest.raises(InputError, match="another number of references") as caught:
         truth(free_text(runs.ft.tasks[0], entries=40), "test")
     assert (caught.value.got, caught.value.expected) == (40, 41)
+
+
+# --- the head alone, mixtures, the best checkpoint -----------------------------------------------
+def finetune_with(toy, tasks, *, seed=0, checkpoint=0, should_stop=None, **changes):
+    modality, architecture = toy
+    shape = modality.presets["tiny"].shape
+    config = dataclasses.replace(CONFIG, tasks=tuple(t.name for t in tasks), **changes)
+    ft = make_finetune(modality, architecture, shape, modality.options, tasks, config)
+    params = make_model(modality, architecture, shape, modality.options).init(
+        jax.random.key(checkpoint))
+    return ft, params, finetune(ft, params, seed=seed, should_stop=should_stop)
+
+
+def test_the_head_alone_leaves_the_rest_as_it_was(toy):
+    ft, params, result = finetune_with(toy, [get_task(toy[0])], train="head", select="best",
+                                       eval_every=25)
+    for tree in (result.params, result.tasks["toy_task"].params):
+        rest = {name: value for name, value in tree.items() if name != "head"}
+        assert_trees_equal(rest, {name: params[name] for name in rest})
+    state = jax.eval_shape(ft.program.start, result.params)
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert sizes == [4, 4, 64, 64]  # two moments of a bias [4] and a kernel [16, 4]
+    assert scores_of(result)["test"].metrics["accuracy"] > 0.5
+
+
+def test_a_model_without_a_head_cannot_train_it(toy):
+    modality, architecture = toy
+
+    def headless(shape, options):
+        return dataclasses.replace(architecture.make_model(shape, options), head_paths=())
+
+    with pytest.raises(NotApplicable, match=r"the model has no head of its own.*train='all'"):
+        make(toy, get_task(modality), dataclasses.replace(CONFIG, train="head"),
+             dataclasses.replace(architecture, make_model=headless))
+
+
+def test_new_parameters_outside_the_head_are_not_left_untrained(toy):
+    modality, architecture = toy
+
+    def adapt(*arguments):
+        params, paths = modality.adapt(*arguments)
+        return params, (*paths, ("embedding", "kernel"))
+
+    other = dataclasses.replace(modality, adapt=adapt)
+    with pytest.raises(InputError, match=r"makes other parameters anew \(got embedding/kernel\)"):
+        finetune_with((other, architecture), [get_task(modality)], train="head")
+
+
+def second_task(modality):
+    """Other examples, fewer of them, other classes at each label; called `second`."""
+    task = get_task(modality)
+
+    def examples(split):
+        source = task.examples("validation" if split == "train" else split)
+
+        def load(index, rng):
+            example = source.load(index, rng)
+            return example | {"label": np.int32((example["label"] + 1) % 4),
+                              "inputs": np.roll(example["inputs"], 1, axis=1)}
+
+        return dataclasses.replace(source, load=load, content_hash="second",
+                                   labels=lambda: (source.labels() + 1) % 4)
+
+    return dataclasses.replace(task, name="second", examples=examples)
+
+
+def test_one_model_serves_a_mixture(toy):
+    tasks = [get_task(toy[0]), second_task(toy[0])]
+    ft, _, result = finetune_with(toy, tasks, mixture="proportional", mixture_limit=40,
+                                  eval_every=20, select="best")
+    assert (ft.name, ft.train_source().num_examples) == ("mixture", 40 + 24)
+    assert result.tasks.keys() == {"toy_task", "second"}
+    names = {p.name for p in result.curve}
+    assert {"train/loss", "validation/toy_task/accuracy", "validation/second/accuracy"} <= names
+    for task in tasks:
+        found = result.tasks[task.name]
+        curve = {p.step: p.value for p in result.curve
+                 if p.name == f"validation/{task.name}/accuracy"}
+        assert curve.keys() == {20, 40, 50}
+        assert curve[found.steps["test"]] == max(curve.values())
+        assert found.scores["validation"].metrics["accuracy"] == max(curve.values())
+        predictions = predict_all(ft.program, found.params, task, "test", 16)
+        np.testing.assert_array_equal(found.scores["test"].per_example,
+                                      predictions.argmax(axis=1) == task_labels(task, "test"))
+
+
+def test_tasks_that_need_different_models_do_not_mix(toy):
+    more = dataclasses.replace(second_task(toy[0]), options={"num_classes": 5})
+    with pytest.raises(InputError, match=r"task 'second', options: num_classes is not that of task "
+                                         r"'toy_task'.*got 5; expected 4.*mixture='single'"):
+        finetune_with(toy, [get_task(toy[0]), more], mixture="proportional")
+
+
+def scripted(task, values):
+    """The task with the validation scores `values` one after another; notes what is read."""
+    left, read = list(values), []
+
+    def score(predictions, labels):
+        value = left.pop(0) if len(labels) == 24 else 0.125
+        return Scores({"accuracy": value}, np.full(len(labels), value))
+
+    def examples(split):
+        read.append(split)
+        return task.examples(split)
+
+    return dataclasses.replace(task, score=score, examples=examples), read
+
+
+@pytest.mark.parametrize(("select", "values", "step"), [
+    ("best", [0.2, 0.9, 0.4, 0.9, 0.1], 20), ("best", [0.1, 0.2, 0.3, 0.4, 0.5], 50),
+    ("last", [0.9, 0.2, 0.3, 0.4, 0.1], 50)])
+def test_the_best_on_validation_is_chosen_and_test_is_read_once_and_last(
+    toy, select, values, step
+):
+    task, read = scripted(get_task(toy[0]), values)
+    modality, architecture = toy
+    shape = modality.presets["tiny"].shape
+    config = dataclasses.replace(CONFIG, eval_every=10, select=select)
+    ft = make_finetune(modality, architecture, shape, modality.options, [task], config)
+    params = make_model(modality, architecture, shape, modality.options).init(jax.random.key(0))
+    read.clear()
+    result = finetune(ft, params, seed=0)
+    assert result.tasks["toy_task"].steps == {"validation": step, "test": step}
+    assert scores_of(result)["validation"].metrics == {"accuracy": values[step // 10 - 1]}
+    first = read.index("test")
+    assert set(read[first:]) == {"test"}
+    assert read.count("validation") == 2 * 5  # predictions and labels of five checkpoints
+    # The same params as of training that ends there, with the schedule of the whole.
+    stopped = []
+
+    def measure_at(asked_step, tree):
+        if asked_step == step:
+            stopped.append(jax.tree.map(np.array, tree))
+        return {}
+
+    adapted, _ = modality.adapt(params, ft.source_options, ft.target_options,
+                                jax.random.fold_in(jax.random.key(0), 2))
+    train(ft.program, task.examples("train"), seed=0, batch_size=16,
+          run=RunOptions(eval_every=10), initial_params=adapted, measure=measure_at)
+    assert_trees_equal(result.tasks["toy_task"].params, stopped[0])
+
+
+def test_the_full_validation_split_is_scored_beside(toy):
+    """Its halves are `validation` and `test`; its best step is its own."""
+    task = get_task(toy[0])
+    full = dataclasses.replace(
+        task, splits=("train", "validation", "test", "validation_full"),
+        examples=lambda s: task.examples("train" if s == "validation_full" else s))
+    _, _, result = finetune_with(toy, [full], eval_every=10, select="best")
+    _, _, plain = finetune_with(toy, [task], eval_every=10, select="best")
+    found, without = result.tasks["toy_task"], plain.tasks["toy_task"]
+    assert found.scores.keys() == {"validation", "validation_full", "test"}
+    assert len(found.scores["validation_full"].per_example) == 60
+    assert found.steps.keys() == found.scores.keys()
+    assert without.scores["test"].metrics == found.scores["test"].metrics
+    assert without.steps == {s: found.steps[s] for s in ("validation", "test")}
+
+
+def test_greedy_scores_what_the_model_predicts(runs):
+    ranked = dataclasses.replace(runs.ft.tasks[0], candidates=relabelled)
+    params = runs.results[0].params
+    greedy = predict_all(runs.ft.program, params, ranked, "test", 16, decode="greedy")
+    plain = predict_all(runs.ft.program, params, runs.ft.tasks[0], "test", 16)
+    np.testing.assert_array_equal(greedy, plain)
+    ranks = predict_all(runs.ft.program, params, ranked, "test", 16, decode="rank")
+    assert np.abs(ranks - greedy).max() > 1e-3
+
+
+def test_greedy_needs_no_score(toy):
+    def scoreless(shape, options):
+        return dataclasses.replace(toy[1].make_model(shape, options), score=None)
+
+    architecture = dataclasses.replace(toy[1], make_model=scoreless)
+    make(toy, get_task(toy[0], candidates=relabelled), dataclasses.replace(CONFIG, decode="greedy"),
+         architecture)
+
+
+def test_options_lie_over_the_tasks(toy):
+    task = get_task(toy[0])
+    config = dataclasses.replace(CONFIG, options={"compute_dtype": "bfloat16", "num_classes": 6})
+    found = make(toy, task, config).target_options
+    assert (found.compute_dtype, found.num_classes, found.dropout_rate) == ("bfloat16", 6, 0.1)
+    with pytest.raises(InputError, match="compute_dtpe"):
+        make(toy, task, dataclasses.replace(CONFIG, options={"compute_dtpe": "bfloat16"}))
+
+
+def test_the_moving_average_is_what_is_scored(toy, runs):
+    averaged = dataclasses.replace(ADAMW, ema_decay=0.95)
+    ft, _, result = finetune_with(toy, [get_task(toy[0])], optimizer=averaged)
+    plain = runs.results[0].params["head"]["kernel"]
+    assert np.abs(result.params["head"]["kernel"] - plain).max() > 1e-4
+    predictions = predict_all(ft.program, result.params, ft.tasks[0], "test", 16)
+    np.testing.assert_array_equal(scores_of(result)["test"].per_example,
+                                  predictions.argmax(axis=1) == np.arange(41) % 4)
 
 
 # --- ends other than done -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from deepnarrow.errors import InputError
 from deepnarrow.transfer.scores import score_accuracy
 
 INF, NAN = np.inf, np.nan
@@ -32,6 +33,11 @@ def test_predictions_that_are_not_finite_make_no_accuracy(row):
     scores = score_accuracy(np.float32([[2.0, 1.0], row]), np.array([0, 0]))
     assert math.isnan(scores.metrics["accuracy"])
     assert scores.per_example is None
+
+
+def test_decoded_tokens_are_no_scores_of_classes():
+    with pytest.raises(InputError, match=r"no logits .*got int32\[2, 3\].*decode='rank'"):
+        score_accuracy(np.zeros((2, 3), np.int32), np.zeros(2, int))
 
 
 def test_scoring_does_not_import_jax():

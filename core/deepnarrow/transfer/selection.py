@@ -71,8 +71,9 @@ class Selection:
         return self._kept.get(self.choices[task.name, VALIDATION].step, last)
 
     def _choose(self, task: Task, split: str, new: Choice) -> None:
-        old = self.choices.get((task.name, split))
-        if old is None or self._select == "last" or is_better(task, new.scores, old.scores):
+        old, value = self.choices.get((task.name, split)), quality(task, new.scores)
+        if old is None or self._select == "last" or is_better(
+                value, quality(task, old.scores), task.metric.direction):
             self.choices[task.name, split] = new
 
     def _keep(self, step: int, params: Params) -> None:
@@ -83,15 +84,23 @@ class Selection:
             self._kept[step] = jax.tree.map(jnp.copy, params)
 
 
-def is_better(task: Task, new: Scores, old: Scores) -> bool:
-    """Says whether `new` beats `old` in the task's metric; any number beats one that is none."""
-    a, b = _quality(task, new), _quality(task, old)
-    if not math.isfinite(a) or not math.isfinite(b):
-        return math.isfinite(a)
-    return a > b if task.metric.direction == "max" else a < b
+def is_better(new: float, old: float, direction: Literal["min", "max"]) -> bool:
+    """Says whether `new` is better; any number is better than one that is not finite.
+
+    >>> is_better(0.5, 0.5, "max"), is_better(0.5, 0.6, "min"), is_better(0.5, math.nan, "max")
+    (False, True, True)
+    """
+    if not math.isfinite(new) or not math.isfinite(old):
+        return math.isfinite(new) and not math.isfinite(old)
+    return new > old if direction == "max" else new < old
 
 
-def _quality(task: Task, scores: Scores) -> float:
+def quality(task: Task, scores: Scores) -> float:
+    """Returns the task's own metric.
+
+    Raises:
+      InputError: the task's `score` did not give it.
+    """
     if task.metric.name not in scores.metrics:
         raise InputError(f"task {task.name!r}", "its score lacks the task's metric",
                          got=", ".join(scores.metrics), expected=task.metric.name)
