@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int64, Shaped
 
 from deepnarrow.assemble import make_model
 from deepnarrow.config import resolve_options
-from deepnarrow.data import check_seed
+from deepnarrow.data import check_seed, eval_batches
 from deepnarrow.errors import InputError, NotApplicable, Preempted
 from deepnarrow.modality import (
     AnyArchitecture,
@@ -35,7 +35,7 @@ from deepnarrow.modality import (
 from deepnarrow.protocol import FineTune, RunOptions
 from deepnarrow.records import CurvePoint, Status
 from deepnarrow.shape import Shape
-from deepnarrow.train import Program, make_program, train
+from deepnarrow.train import Program, make_program, metric_names, train
 from deepnarrow.transfer import apply_all
 from deepnarrow.transfer.fewshot import check_labels, majority_accuracy
 from deepnarrow.transfer.mixture import mix
@@ -147,9 +147,9 @@ def make_finetune(
     model = make_model(modality, architecture, shape, target_options)
     program = make_program(model, config.optimizer, config.steps, _trained_paths(model, config))
     made = FineTuneProgram(tuple(tasks), program, config, options, target_options, modality)
-    made.train_source()  # these too raise now rather than after the pre-training
-    for task in tasks:
+    for task in tasks:  # these too raise now rather than after the pre-training
         _predictor(program, task, config.decode)
+    metric_names(program, next(eval_batches(made.train_source(), config.batch_size)))
     return made
 
 
