@@ -31,8 +31,8 @@ REPORT_DIGEST = "source.json"  # in the report's folder: what it was drawn from
 # An assumption: small shapes reach about a third of the host's matmul speed; compile time and
 # transfers come on top. The estimate orders cells, it does not promise minutes.
 ASSUMED_EFFICIENCY = 0.33
-# Two checkpoints of float32 params and two moments: an upper bound (Adafactor stores less).
-CHECKPOINT_BYTES = 2 * 3 * 4
+CHECKPOINTS = 2  # kept of a run
+MOMENTS = 2  # of float32 beside the params: an upper bound (Adafactor stores less)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +109,14 @@ def dry_run(config: StudyConfig, registry: Registry) -> list[dict[str, Any]]:
             "params_non_embedding": cell.costs.params_non_embedding,
             "flops_train_total": cell.flops_train_total,
             "seconds_estimate": seeds * cell.flops_train_total / speed,
-            "disk_bytes_estimate": seeds * cell.costs.params_total * CHECKPOINT_BYTES,
+            "disk_bytes_estimate": seeds * _checkpoint_bytes(cell),
         })
     return rows
+
+
+def _checkpoint_bytes(cell: Cell) -> int:
+    averages = bool(cell.trial.protocol.optimizer.ema_decay)
+    return CHECKPOINTS * 4 * cell.costs.params_total * (1 + MOMENTS + averages)
 
 
 # --- running ----------------------------------------------------------------------------------
