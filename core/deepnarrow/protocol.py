@@ -244,6 +244,8 @@ class FineTune:
       decode: `rank`: the task's candidates are ranked, where it has them; `greedy`: what the model
         predicts is scored.
       options: model options laid over the task's, e.g. `{"image_size": 384}`.
+      scratch: also fine-tune the untrained network of the same seed, in the same way: the control
+        that tells what pre-training gave (records with origin `untrained`).
     """
 
     tasks: tuple[str, ...]
@@ -259,6 +261,7 @@ class FineTune:
     select: Literal["last", "best"] = "last"
     decode: Literal["rank", "greedy"] = "rank"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scratch: bool = False
 
     def __post_init__(self) -> None:
         check_names("fine_tune", "tasks", self.tasks)

@@ -212,15 +212,20 @@ class UnitRunner:
     def _fine_tune(
         self, trial: Trial, stage: FineTune, programs: CellPrograms, params: Any, measured: Measured
     ) -> None:
+        starts: list[tuple[Origin, Any]] = [("pretrained", params)]
+        if stage.scratch:
+            starts.append(("untrained", programs.program.init(np.int32(trial.seed)).params))
         for ft in programs.finetunes:
-            for seed in range(stage.seeds):
-                self.progress.stage(f"{trial.modality} {trial.shape.name}: fine-tune {ft.name}")
-                result = finetune(ft, params, seed=finetune_seed(trial.seed, seed),
-                                  should_stop=self.stop, progress=self.progress.steps)
-                _stop_if(result.status == "preempted")
-                measured.curve.extend(finetune_curve(ft, seed, result))
-                measured.metrics.extend(finetune_rows(ft, seed, result))
-                measured.outcomes.extend(finetune_outcomes(ft, seed, result))
+            for origin, start in starts:
+                for seed in range(stage.seeds):
+                    self.progress.stage(
+                        f"{trial.modality} {trial.shape.name}: fine-tune {ft.name}")
+                    result = finetune(ft, start, seed=finetune_seed(trial.seed, seed),
+                                      should_stop=self.stop, progress=self.progress.steps)
+                    _stop_if(result.status == "preempted")
+                    measured.curve.extend(finetune_curve(ft, seed, result, origin))
+                    measured.metrics.extend(finetune_rows(ft, seed, result, origin))
+                    measured.outcomes.extend(finetune_outcomes(ft, seed, result, origin))
             for task in ft.tasks:
                 guess = majority(task)
                 if guess is not None:

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Iterator
 
 from deepnarrow.modality import Task
-from deepnarrow.records import CurvePoint, MetricRow, Outcome
+from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome
 from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskResult
 from deepnarrow.transfer.selection import quality
 
 
-def finetune_rows(ft: FineTuneProgram, seed: int, result: FineTuneResult) -> Iterator[MetricRow]:
+def finetune_rows(
+    ft: FineTuneProgram, seed: int, result: FineTuneResult, origin: Origin
+) -> Iterator[MetricRow]:
     """One row a task, split and metric; an empty one a task where fine-tuning diverged.
 
     A metric on `test` has its own name, on another split `SPLIT/METRIC`.
@@ -19,45 +21,47 @@ def finetune_rows(ft: FineTuneProgram, seed: int, result: FineTuneResult) -> Ite
     for task in ft.tasks:
         metric, found = task.metric, result.tasks.get(task.name)
         if found is None:
-            yield MetricRow("fine_tune", task.name, metric.name, metric.direction, None,
+            yield MetricRow("fine_tune", task.name, metric.name, metric.direction, None, origin,
                             finetune_seed=seed)
             continue
         for split, scores in found.scores.items():
             for name, value in scores.metrics.items():
                 yield MetricRow("fine_tune", task.name,
                                 name if split == "test" else f"{split}/{name}",
-                                metric.direction, value, finetune_seed=seed)
+                                metric.direction, value, origin, finetune_seed=seed)
 
 
 def finetune_outcomes(
-    ft: FineTuneProgram, seed: int, result: FineTuneResult
+    ft: FineTuneProgram, seed: int, result: FineTuneResult, origin: Origin
 ) -> Iterator[Outcome]:
     """The per-example values of each task on `test`."""
     for task in ft.tasks:
         found = result.tasks.get(task.name)
         values = found.scores["test"].per_example if found else None
         if values is not None:
-            yield Outcome("fine_tune", task.name, task.metric.name, "pretrained",
+            yield Outcome("fine_tune", task.name, task.metric.name, origin,
                           tuple(map(float, values)), finetune_seed=seed)
 
 
 def finetune_curve(
-    ft: FineTuneProgram, seed: int, result: FineTuneResult
+    ft: FineTuneProgram, seed: int, result: FineTuneResult, origin: Origin
 ) -> Iterator[CurvePoint]:
     """The learning curve `NAME/seedN/...`, NAME a task or `mixture`, and the checkpoints chosen.
 
-    A point `TASK/seedN/selected/SPLIT/METRIC` stands at the step of the checkpoint that was chosen
-    by the task's metric on that split, and has its value.
+    From an untrained network it is `NAME/seedN/untrained/...`. A point
+    `TASK/seedN/selected/SPLIT/METRIC` stands at the step of the checkpoint that was chosen by the
+    task's metric on that split, and has its value.
     """
+    run = f"seed{seed}" if origin == "pretrained" else f"seed{seed}/{origin}"
     for point in result.curve:
-        yield dataclasses.replace(point, name=f"{ft.name}/seed{seed}/{point.name}")
+        yield dataclasses.replace(point, name=f"{ft.name}/{run}/{point.name}")
     for task in ft.tasks:
         if task.name in result.tasks:
-            yield from _selected(task, seed, result.tasks[task.name])
+            yield from _selected(task, run, result.tasks[task.name])
 
 
-def _selected(task: Task, seed: int, found: TaskResult) -> Iterator[CurvePoint]:
+def _selected(task: Task, run: str, found: TaskResult) -> Iterator[CurvePoint]:
     for split, step in found.steps.items():
         if split != "test":
-            yield CurvePoint("fine_tune", step, f"{task.name}/seed{seed}/selected/{split}/"
+            yield CurvePoint("fine_tune", step, f"{task.name}/{run}/selected/{split}/"
                              f"{task.metric.name}", quality(task, found.scores[split]))

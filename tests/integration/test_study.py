@@ -3,10 +3,12 @@
 import dataclasses
 import types
 
+import numpy as np
 import pytest
 import toy
 
 from deepnarrow import hookimpl
+from deepnarrow.assemble import make_model
 from deepnarrow.config import ModalityStudy, StudyConfig
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.plugins import load_plugins
@@ -14,6 +16,8 @@ from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Prot
 from deepnarrow.signals import StopRequest
 from deepnarrow.store import Store
 from deepnarrow.study import dry_run, run_study, study_status
+from deepnarrow.train import make_program
+from deepnarrow.transfer.finetune import finetune, make_finetune
 from deepnarrow.trial import finetune_seed
 from deepnarrow.trials import open_data, plan_trials
 
@@ -94,6 +98,34 @@ def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, regis
         assert {o.stage for o in outcomes} == {"few_shot", "fine_tune"}
         assert all(len(o.values) == 41 for o in outcomes)  # the toy's test split
     assert (tmp_path / "report" / "report.html").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_fine_tuning_from_scratch_is_the_untrained_network_fine_tuned(tmp_path, registry):
+    config = make_config(shapes=("tiny",), seeds=(3,))
+    study = config.modalities["toy"]
+    stage = dataclasses.replace(study.protocol.fine_tune, scratch=True)
+    protocol = dataclasses.replace(study.protocol, few_shot=None, fine_tune=stage)
+    config = dataclasses.replace(
+        config, modalities={"toy": dataclasses.replace(study, protocol=protocol)})
+    run_study(config, tmp_path, registry)
+    [(_, metrics, curve, outcomes)] = facts(tmp_path).values()
+    modality, architecture = registry.modality("toy"), registry.architecture("toy_mlp")
+    task = modality.tasks(modality.data_options, modality.options)["toy_task"]
+    shape = modality.presets["tiny"].shape
+    model = make_model(modality, architecture, shape, modality.options)
+    untrained = make_program(model, protocol.optimizer, 40).init(np.int32(3)).params
+    ft = make_finetune(modality, architecture, shape, modality.options, (task,), stage)
+    expected = finetune(ft, untrained, seed=finetune_seed(3, 0)).tasks["toy_task"].scores["test"]
+    by_origin = {m.origin: m.value for m in metrics
+                 if (m.stage, m.metric) == ("fine_tune", "accuracy")}
+    assert set(by_origin) == {"pretrained", "untrained"}
+    assert by_origin["untrained"] == expected.metrics["accuracy"]
+    values = {o.origin: o.values for o in outcomes}
+    assert values["untrained"] == tuple(expected.per_example)
+    assert values["pretrained"] != values["untrained"]
+    names = {point.name for point in curve}
+    assert {"toy_task/seed0/train/loss", "toy_task/seed0/untrained/train/loss"} <= names
 
 
 class StopAfter(StopRequest):
