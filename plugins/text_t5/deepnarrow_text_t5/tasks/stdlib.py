@@ -1,17 +1,15 @@
-"""Transfer, text to text: the input names the task, the target is the label in words. No JAX.
-
-`stdlib_module`: to which of six packages does a docstring belong? See `corpus.py`.
-"""
+"""`stdlib_module`: to which of six packages does a docstring belong? See `corpus.py`. No JAX."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
+from ml_collections import FrozenConfigDict
 
 from deepnarrow.errors import InputError
 from deepnarrow.modality import Batch, Example, Metric, Source, Task
@@ -27,13 +25,6 @@ if TYPE_CHECKING:
 PROMPT = "stdlib module: "
 
 
-def tasks(data_options: ConfigDict, options: ConfigDict) -> Mapping[str, Task]:
-    """Returns the transfer tasks of the data by name; nothing is read before it is needed."""
-    del options  # lengths and vocabulary follow from the data's options
-    task = module_task(data_options)
-    return {task.name: task}
-
-
 def module_task(data_options: ConfigDict) -> Task:
     """Returns `stdlib_module`: rank classification of the six packages' names."""
 
@@ -41,8 +32,7 @@ def module_task(data_options: ConfigDict) -> Task:
         if split not in SPLITS:
             raise InputError("task 'stdlib_module'", "no such split", got=split,
                              expected=f"one of {', '.join(SPLITS)}")
-        return _rows(data_options.source, data_options.num_pieces, data_options.input_length,
-                     split)
+        return _rows(FrozenConfigDict(data_options.to_dict()), split)
 
     def candidates(batch: Batch) -> Sequence[Batch]:
         words = _label_words(open_data(data_options))
@@ -101,11 +91,8 @@ class Rows:
 
 
 @functools.cache
-def _rows(source: str, num_pieces: int, input_length: int, split: str) -> Rows:
-    from ml_collections import ConfigDict
-
-    data = open_data(ConfigDict(
-        {"source": source, "num_pieces": num_pieces, "input_length": input_length}))
+def _rows(data_options: FrozenConfigDict, split: str) -> Rows:
+    data = open_data(data_options)
     prompt = data.vocabulary.encode(PROMPT)
     if len(prompt) + 2 > data.lengths.inputs:
         raise InputError("text_t5 data", "input_length leaves no room for the task's prompt",

@@ -1,0 +1,206 @@
+"""Rows of labelled data from disk: TSV, JSON lines, prepared tensorflow-datasets. No TensorFlow.
+
+Every row comes with its place (`file 'dev.tsv', line 7`), which errors name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from deepnarrow.errors import InputError, suggest
+
+MAX_LINE = 50_000_000  # characters; a longer one is no row
+_GZIP_MAGIC = b"\x1f\x8b"
+_PREPARE = "prepare it again with tfds.builder(..., file_format='array_record')"
+
+
+class Placed(NamedTuple):
+    """A row and where it stands."""
+
+    place: str
+    row: Mapping[str, Any]
+
+
+def read_lines(path: Path, where: str) -> Iterator[tuple[str, str]]:
+    """Yields (place, line) of a text file, plain or gzipped, without line ends and empty lines.
+
+    Raises:
+      InputError: no such file, not UTF-8 (the line is named), a damaged gzip, an endless line.
+    """
+    number = 0
+    try:
+        with _open(path, where) as file:
+            while line := file.readline(MAX_LINE):
+                number += 1
+                if len(line) == MAX_LINE:
+                    raise InputError(_place(where, path, number), "line is too long",
+                                     expected=f"at most {MAX_LINE} characters")
+                if line := line.rstrip("\n"):
+                    yield _place(where, path, number), line
+    except UnicodeDecodeError as error:
+        raise InputError(_place(where, path, _undecodable_line(path, where)), "is not UTF-8",
+                         got=error.reason, hint="convert the file to UTF-8") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{where}, file '{path}'", "is damaged", got=error,
+                         hint="fetch it again") from error
+
+
+def _place(where: str, path: Path, number: int) -> str:
+    return f"{where}, file '{path}', line {number}"
+
+
+def _open(path: Path, where: str) -> io.TextIOWrapper:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_GZIP_MAGIC))
+        binary = gzip.open(path) if head == _GZIP_MAGIC else path.open("rb")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{where}, file '{path}'", "cannot be read",
+                         got=error.strerror) from error
+    return io.TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8-sig")
+
+
+def _undecodable_line(path: Path, where: str) -> int:
+    """The number of the first line that is not UTF-8."""
+    with _open(path, where) as file:
+        for number, line in enumerate(file.buffer, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+def read_tsv(path: Path, where: str, header: Sequence[str] | None = None) -> Iterator[Placed]:
+    """Yields the rows of a tab-separated file, quotes meaning nothing.
+
+    Where a row ends early, the missing columns are None; the caller decides.
+
+    Args:
+      path: the file.
+      where: what errors name first.
+      header: names of the columns; None to take them from the first line.
+    """
+    for place, line in read_lines(path, where):
+        cells = line.split("\t")
+        if header is None:
+            header = cells
+            continue
+        yield Placed(place, dict(itertools.zip_longest(header, cells[:len(header)])))
+
+
+def read_jsonl(path: Path, where: str) -> Iterator[Placed]:
+    """Yields the objects of a file of JSON lines.
+
+    Raises:
+      InputError: a line is not a JSON object.
+    """
+    for place, line in read_lines(path, where):
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(place, "is not JSON", got=error) from error
+        if not isinstance(row, dict):
+            raise InputError(place, "is not a JSON object", got=type(row).__name__)
+        yield Placed(place, row)
+
+
+def read_json(path: Path, where: str) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+      InputError: it cannot be read, or is no JSON.
+    """
+    text = "\n".join(line for _, line in read_lines(path, where))
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where}, file '{path}'", "is not JSON", got=error) from error
+
+
+def column(placed: Placed, name: str) -> Any:
+    """Returns a column of a row.
+
+    Raises:
+      InputError: the row has no such column; the message lists those that it has.
+    """
+    if name not in placed.row:
+        known = [str(key) for key in placed.row]
+        near = suggest(name, known)
+        raise InputError(placed.place, f"has no column {name!r}", got=", ".join(known),
+                         hint=f"did you mean {near}?" if near else None)
+    return placed.row[name]
+
+
+def text(placed: Placed, name: str) -> str:
+    """Returns a column that must hold text.
+
+    Raises:
+      InputError: the row has no such column, or something else in it.
+    """
+    value = column(placed, name)
+    if not isinstance(value, str):
+        raise InputError(placed.place, f"column {name!r} is not text", got=repr(value))
+    return value
+
+
+# --- tensorflow-datasets -------------------------------------------------------------------------
+def tfds_folder(folder: Path) -> Path | None:
+    """Returns the prepared folder that `folder` is or, version by version, holds; else None."""
+    if (folder / "dataset_info.json").is_file():
+        return folder
+    versions = sorted(folder.glob("*/dataset_info.json"), key=lambda p: _version(p.parent.name))
+    return versions[-1].parent if versions else None
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in name.split("."))
+
+
+def read_tfds(folder: Path, split: str, where: str) -> Iterator[Placed]:
+    """Yields the rows of a split of a folder that tensorflow-datasets prepared as ArrayRecord.
+
+    Raises:
+      InputError: not such a folder, no such split, another file format, text that is not UTF-8.
+    """
+    import tensorflow_datasets as tfds
+
+    place = f"{where}, folder '{folder}'"
+    try:
+        builder = tfds.builder_from_directory(folder)
+        file_format = builder.info.file_format
+    except Exception as error:  # the library's own errors are of many kinds
+        raise InputError(place, "is no prepared tensorflow-datasets folder", got=error) from error
+    if file_format is None or file_format.value != "array_record":
+        raise InputError(place, "has no random access", got=file_format and file_format.value,
+                         expected="array_record", hint=_PREPARE)
+    if split not in builder.info.splits:
+        raise InputError(place, f"has no split {split!r}", got=", ".join(builder.info.splits))
+    source = builder.as_data_source(split)
+    for i in range(len(source)):
+        one = f"{place}, {split} row {i}"
+        try:
+            yield Placed(one, _plain(source[i]))
+        except UnicodeDecodeError as error:
+            raise InputError(one, "is not UTF-8", got=error.reason) from error
+
+
+def _plain(value: Any) -> Any:
+    """Bytes become text, NumPy's scalars Python's."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    with contextlib.suppress(AttributeError):
+        return _plain(value.tolist())  # arrays of text hold bytes
+    return value
