@@ -44,7 +44,7 @@ def _read(
 
 
 def _read_mrpc(folder: Path, part: str, where: str) -> Iterator[Placed]:
-    """Reads GLUE's `train.tsv` and `dev.tsv`, or Microsoft's one file and GLUE's list of dev ids."""
+    """Reads GLUE's `train.tsv` and `dev.tsv`, or Microsoft's one file by GLUE's list of ids."""
     whole = folder / "msr_paraphrase_train.txt"
     if (folder / FILES[part]).is_file() or not whole.is_file():
         yield from _read(folder, part, where, columns=MRPC_COLUMNS)
@@ -57,8 +57,8 @@ def _read_mrpc(folder: Path, part: str, where: str) -> Iterator[Placed]:
 
 
 def _convert_mnli(placed: Placed, part: str, *, words: tuple[str, ...]) -> list[TextExample]:
-    (example,) = convert_fields(placed, part, task="mnli", fields=("hypothesis", "premise"), words=words,
-                          group="premise")
+    (example,) = convert_fields(placed, part, task="mnli", fields=("hypothesis", "premise"),
+                                words=words, group="premise")
     return [example._replace(reference=(example.label, part.removeprefix("validation_")))]
 
 

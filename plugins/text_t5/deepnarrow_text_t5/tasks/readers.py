@@ -37,7 +37,7 @@ def read_lines(path: Path, where: str) -> Iterator[tuple[str, str]]:
     """
     number = 0
     try:
-        with _open(path, where) as file:
+        with io.TextIOWrapper(_open(path, where), encoding="utf-8-sig") as file:
             while line := file.readline(MAX_LINE):
                 number += 1
                 if len(line) == MAX_LINE:
@@ -57,26 +57,28 @@ def _place(where: str, path: Path, number: int) -> str:
     return f"{where}, file '{path}', line {number}"
 
 
-def _open(path: Path, where: str) -> io.TextIOWrapper:
+def _open(path: Path, where: str) -> BinaryIO:
     try:
         with open(path, "rb") as file:
             head = file.read(len(_GZIP_MAGIC))
-        binary = gzip.open(path) if head == _GZIP_MAGIC else path.open("rb")  # noqa: SIM115
+        is_gzip = head == _GZIP_MAGIC
+        return cast(BinaryIO, gzip.open(path)) if is_gzip else path.open("rb")
     except OSError as error:
         raise InputError(f"{where}, file '{path}'", "cannot be read",
                          got=error.strerror) from error
-    return io.TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8-sig")
 
 
 def _undecodable_line(path: Path, where: str) -> int:
     """The number of the first line that is not UTF-8."""
     with _open(path, where) as file:
-        for number, line in enumerate(file.buffer, 1):
+        number = 0
+        while line := file.readline():
+            number += 1
             try:
                 line.decode()
             except UnicodeDecodeError:
-                return number
-    return 0
+                break
+    return number
 
 
 def read_tsv(path: Path, where: str, header: Sequence[str] | None = None) -> Iterator[Placed]:
@@ -175,7 +177,7 @@ def read_tfds(folder: Path, split: str, where: str) -> Iterator[Placed]:
 
     place = f"{where}, folder '{folder}'"
     try:
-        builder = tfds.builder_from_directory(folder)
+        builder: Any = tfds.builder_from_directory(folder)
         file_format = builder.info.file_format
     except Exception as error:  # the library's own errors are of many kinds
         raise InputError(place, "is no prepared tensorflow-datasets folder", got=error) from error

@@ -96,7 +96,7 @@ def _rows(data_options: FrozenConfigDict, split: str) -> Rows:
     prompt = data.vocabulary.encode(PROMPT)
     if len(prompt) + 2 > data.lengths.inputs:
         raise InputError("text_t5 data", "input_length leaves no room for the task's prompt",
-                         got=input_length, expected=f">= {len(prompt) + 2}")
+                         got=data_options.input_length, expected=f">= {len(prompt) + 2}")
     texts = [text for text, _ in data.corpus.labelled[split]]
     labels = np.array([label for _, label in data.corpus.labelled[split]], np.int32)
     words = _label_words(data)

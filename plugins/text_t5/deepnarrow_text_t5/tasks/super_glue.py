@@ -165,7 +165,7 @@ def read_definite_pronouns(folder: Path) -> list[TextExample]:
 def _read_dpr(path: Path, where: str) -> Iterator[Placed]:
     """Blocks of four lines: sentence, pronoun, two candidates, the right one."""
     lines = [(place, line.strip()) for place, line in read_lines(path, where)]
-    blocks = [(place, line) for place, text in lines if text]
+    blocks = [(place, line) for place, line in lines if line]
     if len(blocks) % 4:
         raise InputError(f"{where}, file '{path}'", "is not in blocks of four lines",
                          got=f"{len(blocks)} lines")
