@@ -156,7 +156,8 @@ FILES: dict[str, str] = {
         {"premise": "I wonder.", "hypothesis": "it is so", "label": "neutral", "idx": 2}),
     "SuperGLUE/CB/val.jsonl": _jsonl(
         {"premise": "He hopes.", "hypothesis": "it is so", "label": "neutral", "idx": 0},
-        {"premise": "He knew.", "hypothesis": "it was so", "label": "entailment", "idx": 1}),
+        {"premise": "He knew.", "hypothesis": "it was so", "label": "entailment", "idx": 1},
+        {"premise": "He lied.", "hypothesis": "it was so", "label": "contradiction", "idx": 2}),
     "SuperGLUE/COPA/train.jsonl": _jsonl(
         {"premise": "The glass broke.", "choice1": "It fell.", "choice2": "It was full.",
          "question": "cause", "label": 0, "idx": 0},

@@ -126,10 +126,11 @@ def is_referent(referent: str, predicted: str) -> int:
     (1, 0)
     """
     said, truth = (
-        [word for word in text.strip().lower().split(" ") if word not in _DETERMINERS]
+        " ".join(word for word in text.strip().lower().split(" ") if word not in _DETERMINERS)
         for text in (predicted, referent))
-    if not " ".join(said):
+    if not said:
         return -1
-    if ("'" in " ".join(said)) != ("'" in " ".join(truth)):
+    if ("'" in said) != ("'" in truth):
         return 0
-    return int(set(said) <= set(truth) or set(truth) <= set(said))
+    words, right = set(said.split(" ")), set(truth.split(" "))
+    return int(words <= right or right <= words)
