@@ -57,7 +57,8 @@ def default_data_options() -> ConfigDict:
         by task (`glue_cola`), and `dpr`; official downloads, or `tfds:` prepared ones.
       custom_tasks: labelled files as tasks, by name: `jsonl:PATH#TEXT->LABEL` or `tsv:...`.
       task_input_length: tokens of the encoder when fine-tuning on them; None for `input_length`.
-      task_target_length: tokens of the decoder then; None for what each task needs (8 to 64).
+      task_target_length: tokens of the decoder then; None for 16 (GLUE and
+        custom tasks), 32 (SuperGLUE), 64 (SQuAD).
     """
     return ConfigDict({
         "source": "stdlib", "num_pieces": 1024, "input_length": 64, "tasks": {},

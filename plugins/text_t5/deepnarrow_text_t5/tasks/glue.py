@@ -97,7 +97,7 @@ _STSB = BenchmarkTask(
     read=functools.partial(_read, columns={
         "sentence1": "sentence1", "sentence2": "sentence2", "label": "score"}),
     convert=_convert_stsb, score=score_similarity,
-    metrics=("pearson_corrcoef", "spearman_corrcoef"), referenced=True, target_length=8)
+    metrics=("pearson_corrcoef", "spearman_corrcoef"), referenced=True)
 _MNLI = BenchmarkTask(
     "glue_mnli", "glue", "mnli", "MNLI",
     read=functools.partial(_read, columns={

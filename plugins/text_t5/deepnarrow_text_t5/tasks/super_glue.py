@@ -36,6 +36,7 @@ from deepnarrow_text_t5.tasks.scoring import (
 )
 
 FILES = {"train": "train.jsonl", "validation": "val.jsonl"}
+TARGET_LENGTH = 32  # of all of SuperGLUE, so that one model may serve all
 BOOLEAN = ("False", "True")
 _WSC_FIELDS = ("text", "span1_text", "span1_index", "span2_text", "span2_index", "label")
 
@@ -198,23 +199,24 @@ def _classes(
         f"super_glue_{config}", "super_glue", config, folder, read=_read,
         convert=functools.partial(convert_fields, task=config, fields=fields, words=tuple(words),
                                   group=group),
-        score=score, metrics=metrics, words=tuple(words))
+        score=score, metrics=metrics, words=tuple(words), target_length=TARGET_LENGTH)
 
 
 _MULTIRC = BenchmarkTask(
     "super_glue_multirc", "super_glue", "multirc", "MultiRC", read=_read_multirc,
     convert=_convert_multirc, score=score_multirc, metrics=("f1", "exact_match"), words=BOOLEAN,
-    referenced=True)
+    referenced=True, target_length=TARGET_LENGTH)
 _RECORD = BenchmarkTask(
     "super_glue_record", "super_glue", "record", "ReCoRD", read=_read_record,
     convert=_convert_record, score=score_answers, metrics=("em", "f1"), referenced=True,
-    target_length=32)
+    target_length=TARGET_LENGTH)
 _WSC = BenchmarkTask(
     "super_glue_wsc", "super_glue", "wsc.fixed", "WSC", read=_read_wsc, convert=_convert_wsc,
-    score=score_referents, metrics=("accuracy",), referenced=True, target_length=32)
+    score=score_referents, metrics=("accuracy",), referenced=True, target_length=TARGET_LENGTH)
 _WSC_MARKED = BenchmarkTask(
     "super_glue_wsc_marked", "super_glue", "wsc.fixed", "WSC", read=_read_wsc,
-    convert=_convert_wsc_marked, score=score_accuracy, metrics=("accuracy",), words=BOOLEAN)
+    convert=_convert_wsc_marked, score=score_accuracy, metrics=("accuracy",), words=BOOLEAN,
+    target_length=TARGET_LENGTH)
 
 SUPER_GLUE = (
     _classes("boolq", "BoolQ", ("passage", "question"), BOOLEAN, score_accuracy, group="passage"),
