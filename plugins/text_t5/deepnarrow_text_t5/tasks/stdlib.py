@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
-from ml_collections import FrozenConfigDict
 
 from deepnarrow.errors import InputError
 from deepnarrow.modality import Batch, Example, Metric, Source, Task
@@ -32,7 +31,8 @@ def module_task(data_options: ConfigDict) -> Task:
         if split not in SPLITS:
             raise InputError("task 'stdlib_module'", "no such split", got=split,
                              expected=f"one of {', '.join(SPLITS)}")
-        return _rows(FrozenConfigDict(data_options.to_dict()), split)
+        return _rows(data_options.source, data_options.num_pieces, data_options.input_length,
+                     split)
 
     def candidates(batch: Batch) -> Sequence[Batch]:
         words = _label_words(open_data(data_options))
@@ -91,12 +91,15 @@ class Rows:
 
 
 @functools.cache
-def _rows(data_options: FrozenConfigDict, split: str) -> Rows:
-    data = open_data(data_options)
+def _rows(source: str, num_pieces: int, input_length: int, split: str) -> Rows:
+    from ml_collections import ConfigDict
+
+    data = open_data(ConfigDict(
+        {"source": source, "num_pieces": num_pieces, "input_length": input_length}))
     prompt = data.vocabulary.encode(PROMPT)
     if len(prompt) + 2 > data.lengths.inputs:
         raise InputError("text_t5 data", "input_length leaves no room for the task's prompt",
-                         got=data_options.input_length, expected=f">= {len(prompt) + 2}")
+                         got=input_length, expected=f">= {len(prompt) + 2}")
     texts = [text for text, _ in data.corpus.labelled[split]]
     labels = np.array([label for _, label in data.corpus.labelled[split]], np.int32)
     words = _label_words(data)
