@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from deepnarrow.config import resolve_options
+from deepnarrow.contract import check_task
 from deepnarrow.errors import InputError
 from deepnarrow_text_t5.options import default_data_options, default_options
 from deepnarrow_text_t5.tasks import BENCHMARK_TASKS, build, metrics, prompts, tasks
@@ -90,6 +93,7 @@ def batch_of(source, number):
 def test_a_task_from_files_to_a_perfect_score(name, official, vocabulary):
     """Whoever says each target gets 1 in every metric, by tokens and by ranks."""
     task = make_tasks(task_input_length=200, tasks=official)[name]
+    check_task(task)
     source = task.examples("validation_full")
     batch = batch_of(source, source.num_examples)
     assert batch["inputs"].shape == (source.num_examples, 200)
@@ -400,6 +404,28 @@ def test_bad_prepared_folders_are_named(tmp_path, info, message):
     task = make_tasks(tasks={"glue_cola": f"tfds:{tmp_path}"})["glue_cola"]
     with pytest.raises(InputError, match=message):
         task.examples("train")
+
+
+def test_prepared_text_that_is_not_utf8_is_named(tmp_path):
+    golden = json.loads((HERE / "golden/tasks.json").read_text())["prompts"]["glue_cola"]
+    for name, content in golden["features"].items():
+        (tmp_path / name).write_text(content)
+    features = tfds.features.FeatureConnector.from_config(str(tmp_path))
+    writer = ArrayRecordWriter(str(tmp_path / "glue-train.array_record-00000-of-00001"),
+                               "group_size:1")
+    for text in (b"fine", b"\xff\xfe"):
+        writer.write(features.serialize_example({"sentence": text, "label": 1, "idx": 0}))
+    writer.close()
+    (tmp_path / "dataset_info.json").write_text(json.dumps({
+        "name": "glue", "version": "2.0.0", "fileFormat": "array_record", "moduleName": "x",
+        "releaseNotes": {}, "splits": [{
+            "name": "train", "shardLengths": ["2"], "numBytes": "1",
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}]}))
+    task = make_tasks(tasks={"glue_cola": str(tmp_path)})["glue_cola"]
+    with pytest.raises(InputError, match="train row 1: is not UTF-8"):
+        task.examples("train")
+    with pytest.raises(InputError, match="has no split 'validation'"):
+        task.examples("validation")
 
 
 def test_a_tfds_place_without_prepared_data_says_so(tmp_path):

@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepnarrow.errors import InputError, suggest
 from deepnarrow.modality import Task
 from deepnarrow_text_t5.tasks import custom
-from deepnarrow_text_t5.tasks.benchmark import TFDS, BenchmarkTask, locate, read_split
+from deepnarrow_text_t5.tasks.benchmark import (
+    TFDS,
+    BenchmarkTask,
+    locate,
+    path_of,
+    read_split,
+)
 from deepnarrow_text_t5.tasks.build import TextTask, build_task
 from deepnarrow_text_t5.tasks.examples import TextExample
 from deepnarrow_text_t5.tasks.glue import GLUE
@@ -78,7 +83,7 @@ def _benchmark(task: BenchmarkTask, data_options: ConfigDict) -> TextTask:
     def read(split: str) -> Sequence[TextExample]:
         examples = read_split(task, locate(task, places), split)
         if task.name == "super_glue_wsc" and split == "train" and places.get(DPR):
-            examples += read_definite_pronouns(Path(places[DPR].removeprefix(TFDS)))
+            examples += read_definite_pronouns(path_of(places[DPR]))
         return examples
 
     return TextTask(task.name, task.words, read, task.score, task.metrics, task.referenced,

@@ -98,7 +98,7 @@ def locate(task: BenchmarkTask, places: Mapping[str, str]) -> Path:
         either = task.name if task.name == task.benchmark else f"{task.name} or {task.benchmark}"
         raise InputError(where, "its data is not configured",
                          hint=f"set data.tasks.{either} to a folder; docs/tasks.md lists the forms")
-    root = Path(given.removeprefix(TFDS))
+    root = path_of(given)
     inner = [] if places.get(task.name) and task.name != task.benchmark else [
         root / task.config, root / task.folder]
     if not root.is_dir():
@@ -112,6 +112,15 @@ def locate(task: BenchmarkTask, places: Mapping[str, str]) -> Path:
         raise InputError(where, "holds no prepared tensorflow-datasets folder", got=root,
                          expected=f"{task.config}/VERSION/dataset_info.json in it")
     return official
+
+
+def path_of(place: str) -> Path:
+    """Returns the path that an option names.
+
+    >>> path_of("tfds:/data/glue").as_posix()
+    '/data/glue'
+    """
+    return Path(place.removeprefix(TFDS)).expanduser()
 
 
 def read_split(task: BenchmarkTask, folder: Path, split: str) -> list[TextExample]:

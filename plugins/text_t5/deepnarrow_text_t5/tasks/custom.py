@@ -51,7 +51,7 @@ def read_labelled(name: str, line: str) -> Labelled:
         raise InputError(where, "cannot be read", got=repr(line), expected=FORM)
     kind, path, text_column, label_column = found.groups()
     rows = [(_text(placed, text_column), _label(placed, label_column))
-            for placed in _READERS[kind](Path(path), where)]
+            for placed in _READERS[kind](Path(path).expanduser(), where)]
     if not rows:
         raise InputError(f"{where}, file '{path}'", "has no rows")
     labels = {label for _, label in rows}
