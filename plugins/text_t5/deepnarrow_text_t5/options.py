@@ -53,8 +53,17 @@ def default_data_options() -> ConfigDict:
         and rounded up to a multiple of 128, it decides the model's `vocab_size` (1024 -> 1152).
       input_length: tokens of the encoder; it decides the model's `input_length` and, by the
         arithmetic of span corruption, its `target_length` (64 -> 14).
+      tasks: where the benchmarks' data lie: folders by benchmark (`glue`, `super_glue`, `squad`),
+        by task (`glue_cola`), and `dpr`; official downloads, or `tfds:` prepared ones.
+      custom_tasks: labelled files as tasks, by name: `jsonl:PATH#TEXT->LABEL` or `tsv:...`.
+      task_input_length: tokens of the encoder when fine-tuning on them; None for `input_length`.
+      task_target_length: tokens of the decoder then; None for 16 (GLUE and
+        custom tasks), 32 (SuperGLUE), 64 (SQuAD).
     """
-    return ConfigDict({"source": "stdlib", "num_pieces": 1024, "input_length": 64}).lock()
+    return ConfigDict({
+        "source": "stdlib", "num_pieces": 1024, "input_length": 64, "tasks": {},
+        "custom_tasks": {}, "task_input_length": None, "task_target_length": None,
+    }).lock()
 
 
 def check_options(shape: Shape, options: ConfigDict) -> None:

@@ -1,13 +1,10 @@
-"""Transfer, text to text: the input names the task, the target is the label in words. No JAX.
-
-`stdlib_module`: to which of six packages does a docstring belong? See `corpus.py`.
-"""
+"""`stdlib_module`: to which of six packages does a docstring belong? See `corpus.py`. No JAX."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,13 +22,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 PROMPT = "stdlib module: "
-
-
-def tasks(data_options: ConfigDict, options: ConfigDict) -> Mapping[str, Task]:
-    """Returns the transfer tasks of the data by name; nothing is read before it is needed."""
-    del options  # lengths and vocabulary follow from the data's options
-    task = module_task(data_options)
-    return {task.name: task}
 
 
 def module_task(data_options: ConfigDict) -> Task:

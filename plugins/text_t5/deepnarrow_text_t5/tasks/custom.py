@@ -1,0 +1,109 @@
+"""Anybody's labelled file as a task, in one line: `jsonl:/data/reviews.jsonl.gz#text->stars`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deepnarrow.errors import InputError, shorten
+from deepnarrow_text_t5.tasks.benchmark import check_split
+from deepnarrow_text_t5.tasks.examples import TextExample, fraction
+from deepnarrow_text_t5.tasks.readers import Placed, column, read_jsonl, read_tsv, text
+
+FORM = "jsonl:PATH#TEXT->LABEL or tsv:PATH#TEXT->LABEL"
+# Shares of texts that go to train and to validation; the rest is the test split.
+TRAIN, VALIDATION = 0.8, 0.1
+MAX_CLASSES = 1000
+_LINE = re.compile(r"(jsonl|tsv):(.+)#([^#]+)->([^#]+)")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_READERS = {"jsonl": read_jsonl, "tsv": read_tsv}
+
+
+class Labelled(NamedTuple):
+    """A labelled file: (text, class) in order, and what the classes are called."""
+
+    rows: tuple[tuple[str, int], ...]
+    words: tuple[str, ...]
+
+
+@functools.cache
+def read_labelled(name: str, line: str) -> Labelled:
+    """Reads the file of a custom task.
+
+    The classes are the distinct labels, integers in the order of numbers, other labels in that of
+    letters.
+
+    Args:
+      name: the task's.
+      line: format, path, and names of the columns: see `FORM`.
+
+    Raises:
+      InputError: the line or the name cannot be, the file or a column is missing, a text is empty,
+        a label is no text, integer or bool, or there are not 2 to 1000 classes.
+    """
+    where = f"data.custom_tasks.{name}"
+    found = _LINE.fullmatch(line) if isinstance(line, str) else None
+    if not _NAME.fullmatch(name):
+        raise InputError(where, "is no name of a task", expected="letters, digits, _ and -")
+    if found is None:
+        raise InputError(where, "cannot be read", got=repr(line), expected=FORM)
+    kind, path, text_column, label_column = found.groups()
+    rows = [(_text(placed, text_column), _label(placed, label_column))
+            for placed in _READERS[kind](Path(path).expanduser(), where)]
+    if not rows:
+        raise InputError(f"{where}, file '{path}'", "has no rows")
+    labels = {label for _, label in rows}
+    if not 2 <= len(labels) <= MAX_CLASSES:
+        raise InputError(f"{where}, column {label_column!r}", "has no usable number of classes",
+                         got=len(labels), expected=f"2..{MAX_CLASSES}",
+                         hint="is it the column of the labels?")
+    words = tuple(sorted(labels, key=_order(labels)))
+    index = {word: i for i, word in enumerate(words)}
+    return Labelled(tuple((row, index[label]) for row, label in rows), words)
+
+
+def _text(placed: Placed, name: str) -> str:
+    value = text(placed, name)
+    if not value.strip():
+        raise InputError(placed.place, f"column {name!r} is empty", hint="leave such rows out")
+    return value
+
+
+def _label(placed: Placed, name: str) -> str:
+    value = column(placed, name)
+    if isinstance(value, (str, int)) and str(value).strip():
+        return str(value)
+    raise InputError(placed.place, f"column {name!r} is no label", got=repr(value),
+                     expected="text, an integer or a bool")
+
+
+def _order(labels: set[str]) -> Any:
+    return int if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels) else str
+
+
+def read_split(name: str, line: str, split: str) -> list[TextExample]:
+    """Returns a split of a custom task: texts that are alike are in one split.
+
+    Raises:
+      InputError: what `read_labelled` raises, and a split with nothing in it.
+    """
+    check_split(name, split)
+    labelled = read_labelled(name, line)
+    wanted = split.removesuffix("_full")
+    examples = [
+        TextExample(f"{name}: {row}", labelled.words[label], label, None, row)
+        for row, label in labelled.rows if _split_of(row) == wanted]
+    if not examples:
+        raise InputError(f"task {name!r}", f"split {split!r} is empty",
+                         got=f"{len(labelled.rows)} rows in all, of {shorten(line)}",
+                         hint="the splits take 80, 10 and 10% of the texts: more rows are needed")
+    return examples
+
+
+def _split_of(row: str) -> str:
+    share = fraction("custom task", " ".join(row.lower().split()))
+    if share < TRAIN:
+        return "train"
+    return "validation" if share < TRAIN + VALIDATION else "test"
