@@ -46,6 +46,11 @@ def data(settings):
 
 
 @pytest.fixture(scope="module")
+def corpus():
+    return load_corpus()
+
+
+@pytest.fixture(scope="module")
 def pretraining(settings):
     return upstream(settings, default_options())
 
@@ -56,8 +61,7 @@ def task(settings):
 
 
 # --- corpus --------------------------------------------------------------------------------------
-def test_corpus_is_large_enough_and_balanced(data):
-    corpus = data.corpus
+def test_corpus_is_large_enough_and_balanced(corpus):
     assert sum(map(len, corpus.train)) > 1_000_000
     labels = [label for rows in corpus.labelled.values() for _, label in rows]
     counts = np.bincount(labels, minlength=len(CLASSES))
@@ -66,8 +70,7 @@ def test_corpus_is_large_enough_and_balanced(data):
     assert np.bincount([label for _, label in corpus.labelled["train"]]).min() >= 50
 
 
-def test_no_evaluated_document_is_trained_on(data):
-    corpus = data.corpus
+def test_no_evaluated_document_is_trained_on(corpus):
     for split in ("validation", "test"):
         hidden = {normalise(text) for text, _ in corpus.labelled[split]}
         assert not hidden.intersection(map(normalise, corpus.train + corpus.validation))
@@ -124,21 +127,23 @@ def test_a_stripped_standard_library_is_an_error():
         make_corpus([d for d in documents() if d.module != "xml"])
 
 
-def test_an_unknown_source_is_an_error():
+def test_an_unknown_source_is_an_error(settings):
+    options = default_data_options()
+    options.source = "web"
     with pytest.raises(InputError, match="source is unknown"):
-        load_corpus("web")
+        open_data(options)
 
 
 # --- vocabulary ----------------------------------------------------------------------------------
-def test_vocabulary_ids(data):
+def test_vocabulary_ids(data, corpus):
     vocabulary = data.vocabulary
     assert (vocabulary.vocab_size, vocabulary.table_size) == (1124, 1152)
     assert vocabulary.first_sentinel == 1123
-    ids = vocabulary.encode_all(data.corpus.train[:500])
+    ids = vocabulary.encode_all(corpus.train[:500])
     flat = np.concatenate(ids)
     assert flat.min() > UNK_ID  # byte fallback: nothing is unknown, nothing is padding
     assert flat.max() < 1024
-    assert ids[7] == vocabulary.encode(data.corpus.train[7])
+    assert ids[7] == vocabulary.encode(corpus.train[7])
     assert table_size(32_000) == 32_128
 
 
@@ -149,8 +154,8 @@ def test_vocabulary_loses_nothing_but_white_space(data, text):
     assert data.vocabulary.decode([PAD_ID, data.vocabulary.first_sentinel, *ids]) == text
 
 
-def test_training_the_vocabulary_is_deterministic(data):
-    texts = data.corpus.train[:1500]
+def test_training_the_vocabulary_is_deterministic(corpus):
+    texts = corpus.train[:1500]
     assert train_vocabulary(texts, MIN_PIECES) == train_vocabulary(texts, MIN_PIECES)
 
 
@@ -180,7 +185,7 @@ def test_training_corruption_follows_the_rng_and_evaluation_is_fixed(pretraining
     assert load(pretraining.validation, 1) == load(pretraining.validation, 2)
 
 
-def test_segments_are_the_packed_corpus(pretraining, data):
+def test_segments_are_the_packed_corpus(pretraining, data, corpus):
     """Inputs and targets put together are consecutive documents, each ended by EOS."""
     vocabulary = data.vocabulary
     example = pretraining.validation.load(0, np.random.default_rng(0))
@@ -194,7 +199,7 @@ def test_segments_are_the_packed_corpus(pretraining, data):
         text += spans.get(token, [token])
     assert len(text) == data.lengths.raw
     first = text[:text.index(EOS_ID)] if EOS_ID in text else text
-    starts = [ids[:len(first)] for ids in vocabulary.encode_all(data.corpus.validation)]
+    starts = [ids[:len(first)] for ids in vocabulary.encode_all(corpus.validation)]
     assert first in starts
 
 
@@ -249,19 +254,19 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch):
 
 
 # --- tasks ---------------------------------------------------------------------------------------
-def test_task_examples(task, data):
+def test_task_examples(task, data, corpus):
     source = task.examples("test")
     example = source.load(0, np.random.default_rng(0))
     assert {name: (a.shape, a.dtype) for name, a in example.items()} == {
         "inputs": ((64,), np.int32), "targets": ((14,), np.int32), "label": ((), np.int32)}
-    text, label = data.corpus.labelled["test"][0]
+    text, label = corpus.labelled["test"][0]
     assert example["label"] == label == source.labels()[0]
     assert data.vocabulary.decode(example["targets"].tolist()) == CLASSES[label]
     said = data.vocabulary.decode(example["inputs"].tolist())
     assert said.startswith("stdlib module: ")
     assert " ".join(text.split()).startswith(said.removeprefix("stdlib module: ")[:20])
     sizes = [task.examples(split).num_examples for split in ("train", "validation", "test")]
-    assert sizes == [len(rows) for rows in data.corpus.labelled.values()]
+    assert sizes == [len(rows) for rows in corpus.labelled.values()]
 
 
 def test_candidates_are_the_labels_words(task):

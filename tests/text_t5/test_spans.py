@@ -11,7 +11,7 @@ from deepnarrow_text_t5.spans import (
     lengths_of_inputs,
     lengths_of_raw,
     noise_mask,
-    random_segmentation,
+    random_cuts,
 )
 
 EOS, FIRST_SENTINEL = 1, 32_099
@@ -93,7 +93,8 @@ def put_together(inputs, targets):
 @given(st.integers(1, 50), st.data())
 def test_segments_are_not_empty_and_add_up(items, data):
     count = data.draw(st.integers(1, items))
-    segments = random_segmentation(items, count, np.random.default_rng(data.draw(st.integers(0))))
+    ends = random_cuts(items, count, np.random.default_rng(data.draw(st.integers(0))))
+    segments = np.diff(ends, prepend=0)
     assert len(segments) == count
     assert segments.min() >= 1
     assert segments.sum() == items
@@ -101,7 +102,7 @@ def test_segments_are_not_empty_and_add_up(items, data):
 
 def test_all_segmentations_are_equally_likely():
     rng = np.random.default_rng(0)
-    draws = [tuple(random_segmentation(5, 3, rng)) for _ in range(6000)]
+    draws = [tuple(random_cuts(5, 3, rng)) for _ in range(6000)]
     counts = np.unique(draws, axis=0, return_counts=True)[1]
     assert len(counts) == 6  # 4 choose 2 ways
     assert np.abs(counts - 1000).max() < 150  # five standard deviations
