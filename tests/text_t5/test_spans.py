@@ -24,9 +24,10 @@ def test_published_lengths():
 
 
 @pytest.mark.parametrize(("mask", "inputs", "targets"), [
-    # "Thank you [for inviting] me to your party [last] week": figure 2 of Raffel et al.
+    # "Thank you [for inviting] me to your party [last] week": figure 2 of Raffel et al., where the
+    # targets end with a third sentinel.
     ([0, 0, 1, 1, 0, 0, 0, 0, 1, 0],
-     [10, 11, 99, 14, 15, 16, 17, 98, 19, EOS], [99, 12, 13, 98, 18, EOS]),
+     [10, 11, 99, 14, 15, 16, 17, 98, 19, EOS], [99, 12, 13, 98, 18, 97, EOS]),
     ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], [*range(10, 19), 99, EOS], [99, 19, EOS]),
     ([0, 1, 0, 1, 0, 1, 0, 1, 0, 1],
      [10, 99, 12, 98, 14, 97, 16, 96, 18, 95, EOS],

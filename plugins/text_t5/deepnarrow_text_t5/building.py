@@ -23,7 +23,7 @@ from jaxtyping import Int
 from deepnarrow.errors import InputError
 from deepnarrow.files import WorkdirLock, write_bytes, write_json
 from deepnarrow_text_t5.cache import digest, share
-from deepnarrow_text_t5.readers import SPLITS, WHERE, Part, open_parts
+from deepnarrow_text_t5.readers import WHERE, Part, open_parts
 from deepnarrow_text_t5.store import (
     DTYPES,
     ENDS_DTYPE,
@@ -190,7 +190,8 @@ class _Reader:
                 at = _Position(index, record + 1)
                 total = (done + part_share * part.num_bytes) / self._total
                 if not text.strip():
-                    yield _Record("", at, total, empty=True)
+                    # Where the hash decides, both splits pass by: it is counted once.
+                    yield _Record("", at, total, empty=(part.split or "train") == split)
                 elif (part.split or self._split(text)) != split:
                     yield _Record("", at, total)
                 elif hidden and _identity(text) in hidden:
@@ -300,10 +301,17 @@ def _encoded(
 def _encode(
     texts: Sequence[str], counts: _Counts, vocabulary: Vocabulary, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    tokens, ends = end_to_end(vocabulary.encode_all(texts, num_threads=len(os.sched_getaffinity(0))), dtype)
+    tokens, ends = end_to_end(vocabulary.encode_all(texts, num_threads=_num_threads()), dtype)
     counts.documents += len(texts)
     counts.tokens += len(tokens)
     return tokens, ends
+
+
+def _num_threads() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def end_to_end(

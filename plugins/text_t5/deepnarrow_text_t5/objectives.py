@@ -38,7 +38,7 @@ from deepnarrow_text_t5.vocabulary import EOS_ID, NUM_SENTINELS, UNK_ID
 
 BERT_RANDOM_SHARE = 0.1
 # i.i.d. noise has no fixed length: room for this many standard deviations, as the released lengths
-# leave (512 inputs: 192 targets there, 198 here); what is beyond is cut, 3 segments in 100,000.
+# leave (512 inputs: 192 targets there, 200 here); what is beyond is cut, 3 segments in 100,000.
 LENGTH_DEVIATIONS = 4
 
 Tokens = Int[np.ndarray, " raw"]
@@ -128,8 +128,8 @@ def _replace_lengths(input_length: int, noise: Noise) -> Lengths:
     variance = start * (1 + 2 * (1 - p)) + start * (1 - 2 * p) - 3 * start**2
     most = raw * (p + start) + LENGTH_DEVIATIONS * math.sqrt(raw * max(variance, 0.0))
     spans = raw * start + LENGTH_DEVIATIONS * math.sqrt(raw * max(start - 3 * start**2, 0.0))
-    _check_sentinels(input_length, math.ceil(spans))
-    return Lengths(raw, input_length, min(math.ceil(most), 2 * raw) + 1)
+    _check_sentinels(input_length, math.ceil(spans) + 1)
+    return Lengths(raw, input_length, min(math.ceil(most), raw) + 2)
 
 
 def _raw(input_length: int) -> int:
@@ -164,8 +164,9 @@ def _iid_mask(tokens: Tokens, noise: Noise, rng: np.random.Generator) -> Bool[np
 def _replace_spans(tokens: Tokens, noise: Noise, rng: np.random.Generator) -> Sides:
     mask = _iid_mask(tokens, noise, rng)
     starts = np.flatnonzero(np.diff(mask, prepend=False) & mask)
-    if len(starts) > NUM_SENTINELS:  # as good as never: what has no sentinel is kept
-        mask[starts[NUM_SENTINELS]:] = False
+    # As good as never: what has no sentinel is kept. There may be a kept run more than spans.
+    if len(starts) >= NUM_SENTINELS:
+        mask[starts[NUM_SENTINELS - 1]:] = False
     return corrupt(tokens, mask, first_sentinel=noise.first_sentinel, eos_id=EOS_ID)
 
 

@@ -11,7 +11,7 @@ A source is `KIND:PATH` or `KIND:PATH#COLUMN`; several are joined by ` + `. PATH
 | `jsonl` | `.jsonl` `.json`, an object a line, also `.gz` | column, `text` |
 | `tsv` | `.tsv`, names in the first line, no quoting, also `.gz` | column, `text` |
 | `parquet` | `.parquet` | column, `text` |
-| `text` | `.txt`, also `.gz` | what a document is: `file`, `paragraph` (up to a blank line), `line` |
+| `text` | `.txt`, also `.gz` | a document: a `file`, a `paragraph` (up to a blank line), a `line` |
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def _split_files(where: str, path: str, kind: Kind) -> list[tuple[str | None, Pa
     if kind is KINDS["c4_json"]:
         said = [re.search(r"\b(train|validation)\b", file.name) for file in files]
         if all(said):
-            return [(match.group(1), file) for match, file in zip(said, files) if match]
+            return [(match.group(1), file) for match, file in zip(said, files, strict=True)
+                    if match]
     return [(None, file) for file in files]
 
 

@@ -28,6 +28,7 @@ from deepnarrow_text_t5.vocabulary import (
     EOS_ID,
     PAD_ID,
     Vocabulary,
+    check_pieces,
     load_vocabulary,
     read_vocabulary,
 )
@@ -41,6 +42,7 @@ DATA_OPTIONS = (
     "input_length", "objective", "noise_density", "mean_span_length",
 )
 PREPARED = "prepared:"
+MIN_DOCUMENT_TOKENS = 2  # one that is kept, one that is noise
 # What is tokenised at first use, into the cache; more is for `deepnarrow prepare`.
 MAX_UNPREPARED_BYTES = 2 * 2**30
 
@@ -75,7 +77,12 @@ def open_data(data_options: ConfigDict) -> TextData:
       InputError: an option out of range, a source that cannot be read, a damaged store.
     """
     check_data_options(data_options)
-    return _open(tuple((name, data_options[name]) for name in DATA_OPTIONS))
+    return _open(tuple(_own(data_options).items()))
+
+
+def _own(data_options: ConfigDict) -> dict[str, Any]:
+    """Those of the data's options that are about pre-training text."""
+    return {name: data_options[name] for name in DATA_OPTIONS}
 
 
 @functools.cache
@@ -156,7 +163,7 @@ def _build_aside(settings: StoreSettings, stores: Path, key: str) -> None:
         for left in stores.glob(".*.*"):  # by processes that were killed
             if not is_alive(int(left.suffix[1:])):
                 shutil.rmtree(left, ignore_errors=True)
-        build_store(settings, own, lambda share, note: None)
+        build_store(settings, own, lambda *_: None)
         if not (stores / key).exists():
             os.replace(own, stores / key)
     except OSError as error:
@@ -164,6 +171,54 @@ def _build_aside(settings: StoreSettings, stores: Path, key: str) -> None:
                          hint="set DEEPNARROW_CACHE to a directory you may write to") from error
     finally:
         shutil.rmtree(own, ignore_errors=True)
+
+
+def prepare(
+    data_options: ConfigDict, directory: Path, progress: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Makes the store of the data's options in `directory`; `source=prepared:DIR` then uses it.
+
+    Returns:
+      Counts by split, what of it the examples of these options leave out, and a `summary`.
+
+    Raises:
+      InputError: as `open_data`; or the source is prepared already, or the directory is taken.
+    """
+    check_data_options(data_options)
+    if data_options.source.startswith(PREPARED):
+        raise InputError(WHERE, "the source is prepared already", got=data_options.source,
+                         hint="name what it was made of, e.g. c4_json:/data/c4/*.json.gz")
+    if data_options.vocabulary == "":
+        check_pieces(data_options.num_pieces)
+    own = _own(data_options)
+    store = build_store(store_settings(own), directory, progress)
+    data = _open(tuple((own | {"source": f"{PREPARED}{directory}"}).items()))
+    splits: dict[str, Any] = {
+        split: {**{name: store.manifest["splits"][split][name]
+                   for name in ("documents", "tokens", "empty", "duplicates")},
+                "examples": text_source(data, split).num_examples, **_cuts(data, split)}
+        for split in store.splits}
+    texts = [f"{split} {facts['documents']:,} documents, {facts['tokens']:,} tokens, "
+             f"{facts['examples']:,} examples" + "".join(
+                 f", {facts[name]:,} {name.replace('_', ' ')}"
+                 for name in ("empty", "duplicates", "cut_documents", "cut_tokens", "too_short")
+                 if facts.get(name)) for split, facts in splits.items()]
+    summary = (f"{directory}: {'; '.join(texts)}; {store.vocabulary.num_pieces:,} pieces. "
+               f"Use it: data.source={PREPARED}{directory}")
+    return {"splits": splits, "num_pieces": store.vocabulary.num_pieces,
+            "vocab_size": store.vocabulary.table_size, "source": f"{PREPARED}{directory}",
+            "summary": summary}
+
+
+def _cuts(data: TextData, split: str) -> dict[str, int]:
+    """What one document an example leaves out; end to end nothing is cut."""
+    if not data.cut:
+        return {}
+    spans = data.splits[split].documents()
+    lengths = spans[:, 1] - spans[:, 0]
+    beyond = np.maximum(lengths - data.lengths.raw, 0)
+    return {"cut_documents": int((beyond > 0).sum()), "cut_tokens": int(beyond.sum()),
+            "too_short": int((lengths < MIN_DOCUMENT_TOKENS).sum())}
 
 
 def upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
@@ -208,7 +263,7 @@ def text_source(data: TextData, split: str) -> Source:
     load = _loader(data, tokens, spans, fixed=fixed)
     # What is not the default's is named after it, so that the default's hash is that of old.
     extra = [] if isinstance(data.lengths, SpanLengths) else [data.objective.name, repr(data.noise)]
-    extra += ["cut"] if data.cut else []
+    extra += ["cut", repr(data.noise)] if data.cut else []
     extra += [str(number)] if fixed and data.validation_examples else []
     content = digest([tokens.identity, data.vocabulary.content_hash, repr(data.lengths),
                       repr(fixed), *extra])
@@ -234,7 +289,7 @@ def _loader(
 
 def _document_spans(data: TextData, tokens: Tokens) -> Int[np.ndarray, "documents 2"]:
     spans = tokens.documents()
-    spans = spans[spans[:, 1] - spans[:, 0] >= 2]
+    spans = spans[spans[:, 1] - spans[:, 0] >= MIN_DOCUMENT_TOKENS]
     spans[:, 1] = np.minimum(spans[:, 1], spans[:, 0] + data.lengths.raw)
     return spans
 

@@ -120,23 +120,29 @@ def corrupt(
 ) -> tuple[Int[np.ndarray, " inputs"], Int[np.ndarray, " targets"]]:
     """Returns inputs and targets; sentinels descend from `first_sentinel`.
 
+    As the released code: in the inputs a sentinel stands for each run of noise, in the targets for
+    each run of kept tokens. Where text begins with kept tokens and ends with noise, as `noise_mask`
+    has it, every run of noise follows its own sentinel in the targets.
+
     >>> text, mask = np.array([11, 12, 13, 14, 15]), np.array([0, 1, 1, 0, 1], bool)
     >>> [side.tolist() for side in corrupt(text, mask, first_sentinel=99, eos_id=1)]
     [[11, 99, 14, 98, 1], [99, 12, 13, 98, 15, 1]]
     """
-    starts = mask.copy()
-    np.greater(mask[1:], mask[:-1], out=starts[1:])
+    row, removed = np.empty(len(tokens) + 1, tokens.dtype), np.empty(len(tokens) + 1, np.bool_)
+    row[:-1], removed[:-1] = tokens, mask  # [raw] -> [raw + 1]
+    row[-1], removed[-1] = eos_id, False
+    inputs = _replace_runs(row, removed, first_sentinel)
+    np.logical_not(mask, out=removed[:-1])
+    return inputs, _replace_runs(row, removed, first_sentinel)
+
+
+def _replace_runs(
+    row: Int[np.ndarray, " n"], removed: Bool[np.ndarray, " n"], first_sentinel: int
+) -> Int[np.ndarray, " m"]:
+    """Replaces each run of `removed` tokens by a sentinel; [n] -> [n - removed + runs]."""
+    starts = removed.copy()
+    np.greater(removed[1:], removed[:-1], out=starts[1:])
     (where,) = starts.nonzero()
-    sentinels = np.arange(first_sentinel, first_sentinel - len(where), -1, tokens.dtype)
-    # Every token of the segment stands behind a place for a sentinel; EOS is behind the last.
-    pairs = np.empty((len(tokens) + 1, 2), tokens.dtype)
-    pairs[:-1, 1] = tokens
-    pairs[-1] = eos_id
-    pairs[where, 0] = sentinels
-    chosen = np.empty(pairs.shape, np.bool_)
-    chosen[-1] = False, True
-    chosen[:-1, 0] = starts
-    np.logical_not(mask, out=chosen[:-1, 1])
-    inputs = pairs[chosen]  # [raw + 1, 2] -> [inputs]
-    chosen[:-1, 1] = mask
-    return inputs, pairs[chosen]  # [raw + 1, 2] -> [targets]
+    replaced = row.copy()
+    replaced[where] = np.arange(first_sentinel, first_sentinel - len(where), -1)
+    return replaced[starts | ~removed]

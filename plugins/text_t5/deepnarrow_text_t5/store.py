@@ -1,4 +1,4 @@
-"""A tokenised corpus: shards of tokens on disk, mapped into memory, with a manifest of their hashes.
+"""A tokenised corpus: shards of tokens on disk, mapped into memory, and a manifest of their hashes.
 
     DIR/vocabulary.model       the SentencePiece model the tokens are of
     DIR/train-00000.tokens     little-endian uint16 (int32 above 65,536 rows); EOS ends a document

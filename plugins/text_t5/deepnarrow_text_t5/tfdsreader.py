@@ -75,13 +75,14 @@ def _part(
 def _read(
     folder: Path, split: str, column: str, start: int, where: str
 ) -> Iterator[tuple[str, float]]:
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
+    tfds: Any = tensorflow_datasets  # its annotations are looser than what it returns
     try:
         builder = tfds.builder_from_directory(str(folder), file_format=RANDOM_ACCESS)
         features = builder.info.features
-        if column not in features:
-            raise no_column(where, column, features, "")
+        if features is None or column not in features:
+            raise no_column(where, column, features or (), "")
         only = tfds.features.FeaturesDict({column: features[column]})
         source = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)

@@ -99,7 +99,7 @@ def load_vocabulary(texts: Sequence[str], num_pieces: int) -> Vocabulary:
     """
     import sentencepiece
 
-    _check_pieces(num_pieces)
+    check_pieces(num_pieces)
     key = digest([sentencepiece.__version__, str(num_pieces), *texts])
     model = cached("vocabulary", key, lambda: train_vocabulary(texts, num_pieces))
     return Vocabulary(model, num_pieces)
@@ -156,7 +156,7 @@ def train_vocabulary(texts: Sequence[str], num_pieces: int) -> bytes:
     """
     import sentencepiece
 
-    _check_pieces(num_pieces)
+    check_pieces(num_pieces)
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     model = io.BytesIO()
     try:
@@ -171,7 +171,8 @@ def train_vocabulary(texts: Sequence[str], num_pieces: int) -> bytes:
     return model.getvalue()
 
 
-def _check_pieces(num_pieces: int) -> None:
+def check_pieces(num_pieces: int) -> None:
+    """Raises `InputError` unless a vocabulary of so many pieces can be trained."""
     if not MIN_PIECES <= num_pieces <= MAX_PIECES:
         raise InputError("vocabulary", "num_pieces is out of range", got=num_pieces,
                          expected=f"{MIN_PIECES}..{MAX_PIECES}")
