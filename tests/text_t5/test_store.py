@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -200,6 +201,7 @@ def test_a_build_killed_before_any_write_ends_the_same(
     assert 12 < limit < 99
 
 
+@pytest.mark.slow
 def test_a_build_killed_by_the_kernel_goes_on(tmp_path, model):
     path = tmp_path / "long.txt"
     path.write_text("\n".join(texts(20_000)))
@@ -262,8 +264,9 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, corpus, model):
 def test_an_empty_split_is_an_error(tmp_path, model, share, rows, message):
     (tmp_path / "a.txt").write_text("\n".join(rows))
     with pytest.raises(InputError, match=message):
-        build_store(settings(f"text:{tmp_path}/a.txt", model, validation_share=share),
+        build_store(settings(f"text:{tmp_path}/a.txt#line", model, validation_share=share),
                     tmp_path / "s", silent)
+    assert [path.name for path in (tmp_path / "s").iterdir()] == [".lock"]
 
 
 # --- damage --------------------------------------------------------------------------------------
@@ -489,6 +492,47 @@ def test_the_command_prepares_and_a_study_uses_it(tmp_path, corpus, model, capsy
     assert main(["prepare", str(config), "--out", "x", "--modality", "text"]) == 2
     assert "did you mean text_t5?" in capsys.readouterr().err
     assert not (tmp_path / "t").exists()
+
+
+def test_stopped_and_out_of_space_say_that_it_goes_on(
+        tmp_path, corpus, model, capsys, monkeypatch):
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(source=corpus, model=model))
+    command = ["prepare", str(config), "--out", str(tmp_path / "s")]
+    for error, code, message in (
+            (KeyboardInterrupt(), 75, "the same command goes on from here"),
+            (OSError(28, "No space left on device"), 2, "No space left on device.*goes on")):
+        def fail(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(building, "_write_shard", fail)
+            assert main(command) == code
+        assert re.search(message, capsys.readouterr().err)
+    assert main(command) == 0
+    assert re.search(r"s: validation .* documents.*; train .*Use it: data.source=prepared:",
+                     capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["pretrain_c4", "scale_efficiently"])
+def test_the_shipped_configs_fit_a_store(tmp_path, model, capsys, name):
+    """A tiny C4 stands for the real one; everything else is as it is shipped."""
+    for split, count in (("train", 400), ("validation", 40)):
+        (tmp_path / f"c4-{split}.00000-of-00001.json.gz").write_bytes(gzip.compress("".join(
+            json.dumps({"text": text, "url": "u", "timestamp": "t"}) + "\n"
+            for text in texts(count, seed=len(split))).encode()))
+    config = pathlib.Path(__file__).parents[2] / "configs" / "text_t5" / f"{name}.py"
+    data = "modalities.text_t5.data"
+    settings = ["--set", f"{data}.vocabulary={model}"]
+    source = ["--set", f"{data}.source=c4_json:{tmp_path}/*.json.gz"]
+    assert main(["prepare", str(config), "--out", str(tmp_path / "s"), *settings, *source]) == 0
+    use = ["--set", f"{data}.source=prepared:{tmp_path}/s"]
+    assert main(["study", str(config), "--dry-run", "--json", *settings, *use]) == 0
+    cells = json.loads(capsys.readouterr().out.partition("\n")[2])["cells"]
+    assert {cell["steps"] for cell in cells} == {2**19}
+    assert len(cells) == {"pretrain_c4": 1, "scale_efficiently": 12}[name]
+    assert main(["study", str(config), "--dry-run"]) == 2  # nobody has put the real one there
+    assert "is no prepared tensorflow-datasets folder" in capsys.readouterr().err
 
 
 def test_a_modality_without_data_to_prepare_is_an_error(tmp_path, capsys):

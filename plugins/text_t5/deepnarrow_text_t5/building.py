@@ -100,16 +100,33 @@ def build_store(settings: StoreSettings, directory: Path, progress: Progress) ->
     plan = _plan(settings, parts, given)
     _check_directory(directory, plan)
     with WorkdirLock(directory):
-        if not (directory / MANIFEST).exists():
-            write_json(directory / PLAN, plan)
-            reader = _Reader(parts, settings.validation_share)
-            vocabulary = given or _trained(reader, settings, directory, progress)
-            write_bytes(directory / VOCABULARY, vocabulary.model)
-            splits = {split: _build_split(split, reader, vocabulary, settings, directory, progress)
-                      for split in ("validation", "train")}
-            _finish(directory, plan, vocabulary, splits)
-        _remove_notes(directory)
+        try:
+            if not (directory / MANIFEST).exists():
+                reader = _Reader(parts, settings.validation_share)
+                _build(plan, reader, given, settings, directory, progress)
+            _remove_notes(directory)
+        except OSError as error:
+            raise InputError(f"folder '{directory}'", f"cannot be written: {error.strerror}",
+                             hint="make room; the same command goes on from here") from error
     return open_store(directory)
+
+
+def _build(
+    plan: dict[str, Any], reader: _Reader, given: Vocabulary | None, settings: StoreSettings,
+    directory: Path, progress: Progress,
+) -> None:
+    write_json(directory / PLAN, plan)
+    try:
+        vocabulary = given or _trained(reader, settings, directory, progress)
+        write_bytes(directory / VOCABULARY, vocabulary.model)
+        splits = {split: _build_split(split, reader, vocabulary, settings, directory, progress)
+                  for split in ("validation", "train")}
+    except InputError:
+        if not any(directory.glob("*.tokens")):  # nothing that is worth going on with
+            _remove_notes(directory)
+            (directory / VOCABULARY).unlink(missing_ok=True)
+        raise
+    _finish(directory, plan, vocabulary, splits)
 
 
 def _plan(
