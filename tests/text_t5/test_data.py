@@ -1,5 +1,6 @@
 """Corpus, vocabulary, sources and tasks, on the standard library that runs the tests."""
 
+import hashlib
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,8 @@ from deepnarrow_text_t5 import corpus as corpus_module
 from deepnarrow_text_t5.cache import cached
 from deepnarrow_text_t5.corpus import CLASSES, Document, load_corpus, make_corpus, normalise
 from deepnarrow_text_t5.options import default_data_options, default_options
-from deepnarrow_text_t5.sources import open_data, upstream
+from deepnarrow_text_t5.sources import open_data, prepare, upstream
+from deepnarrow_text_t5.spans import corrupt, lengths_of_inputs, noise_mask
 from deepnarrow_text_t5.tasks import tasks
 from deepnarrow_text_t5.vocabulary import (
     EOS_ID,
@@ -218,6 +220,33 @@ def test_what_was_made_once_is_read_again(settings, pretraining, task):
                              check=True, env=os.environ).stdout
     assert printed.split() == [pretraining.train.content_hash, pretraining.validation.content_hash,
                                task.examples("test").content_hash]
+
+
+def test_the_standard_library_prepared_is_the_same(settings, pretraining, tmp_path):
+    facts = prepare(settings, tmp_path / "store", lambda *_: None)
+    stored = default_data_options()
+    stored.update({"source": facts["source"]})
+    prepared = upstream(stored, default_options())
+    for one, same in ((prepared.train, pretraining.train),
+                      (prepared.validation, pretraining.validation)):
+        assert one.num_examples == same.num_examples
+        for index in range(0, one.num_examples, 50):
+            made = [s.load(index, np.random.default_rng(index)) for s in (one, same)]
+            assert (made[0]["inputs"] == made[1]["inputs"]).all()
+            assert (made[0]["targets"] == made[1]["targets"]).all()
+
+
+def test_examples_of_the_default_never_change():
+    """Records name their data by these hashes: raise `trialkey.REVISION` where this must change.
+
+    The bytes are of fixed tokens, as the standard library differs between versions of Python.
+    """
+    lengths = lengths_of_inputs(64)
+    tokens = np.arange(3, 3 + lengths.raw, dtype=np.int32)
+    rng = np.random.default_rng((0, 0))
+    inputs, targets = corrupt(tokens, noise_mask(lengths, rng), first_sentinel=1123, eos_id=1)
+    assert hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest() == (
+        "2199fbc20d041ba518a36a27fbff55c03a6c4f1ce1b29ea0dcf7d3095b238e11")
 
 
 def test_content_hash_follows_the_options(settings, pretraining):

@@ -494,6 +494,18 @@ def test_the_command_prepares_and_a_study_uses_it(tmp_path, corpus, model, capsy
     assert not (tmp_path / "t").exists()
 
 
+def test_preparing_imports_no_jax(tmp_path, corpus, model):
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(source=corpus, model=model))
+    code = ("import sys; from deepnarrow.cli import main\n"
+            "code = main(sys.argv[1:])\n"
+            "print(code, [n for n in ('jax', 'flax', 'grain') if n in sys.modules])\n")
+    printed = subprocess.run(
+        [sys.executable, "-c", code, "prepare", str(config), "--out", str(tmp_path / "s")],
+        text=True, capture_output=True, check=True, env=os.environ).stdout
+    assert printed.splitlines()[-1] == "0 []"
+
+
 def test_stopped_and_out_of_space_say_that_it_goes_on(
         tmp_path, corpus, model, capsys, monkeypatch):
     config = tmp_path / "config.py"
