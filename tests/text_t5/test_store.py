@@ -69,7 +69,8 @@ def settings(source, model, **changes):
 
 
 def silent(share, note):
-    assert -1e-9 <= share <= 1.0 or share == -1.0
+    assert 0.0 <= share <= 1.0
+    assert note
 
 
 def read_all(tokens):

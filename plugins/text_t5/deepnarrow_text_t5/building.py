@@ -277,9 +277,10 @@ def _build_split(
     batches = [] if finished else _encoded(reader, split, position, counts, vocabulary, dtype)
     held: list[tuple[np.ndarray, np.ndarray]] = []
     for tokens, ends, position, total in batches:
-        progress(total, f"{split}: {counts.documents:,} documents, {counts.tokens:,} tokens")
+        last = total is None
+        progress(1.0 if total is None else total,
+                 f"{split}: {counts.documents:,} documents, {counts.tokens:,} tokens")
         held.append((tokens, ends))
-        last = total < 0
         if last or sum(len(one) for one, _ in held) >= settings.shard_tokens:
             notes.append(_write_shard(directory, split, len(notes), held, dtype) | {
                 "next": dataclasses.asdict(position), "counts": dataclasses.asdict(counts),
@@ -295,10 +296,10 @@ def _build_split(
 def _encoded(
     reader: _Reader, split: str, position: _Position, counts: _Counts, vocabulary: Vocabulary,
     dtype: np.dtype,
-) -> Iterator[tuple[np.ndarray, np.ndarray, _Position, float]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, _Position, float | None]]:
     """Yields batches of documents: tokens, ends in them, where reading goes on, share read.
 
-    The last batch has a share of -1; it may be without documents. `counts` is kept up to date.
+    The last batch has no share; it may be without documents. `counts` is kept up to date.
     """
     texts: list[str] = []
     characters = 0
@@ -312,7 +313,7 @@ def _encoded(
         if characters >= BATCH_CHARACTERS:
             yield *_encode(texts, counts, vocabulary, dtype), position, record.share
             texts, characters = [], 0
-    yield *_encode(texts, counts, vocabulary, dtype), position, -1.0
+    yield *_encode(texts, counts, vocabulary, dtype), position, None
 
 
 def _encode(
