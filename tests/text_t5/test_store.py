@@ -166,8 +166,8 @@ def test_a_build_killed_before_any_write_ends_the_same(
     monkeypatch.setattr(building, "BATCH_CHARACTERS", 1000)
     wanted = settings(corpus, "" if trained else model, shard_tokens=900, num_pieces=520)
     if trained:
-        model_bytes = model.read_bytes()
-        monkeypatch.setattr(building, "train_vocabulary", lambda texts, pieces: model_bytes)
+        monkeypatch.setattr(building, "load_vocabulary",
+                            lambda texts, pieces: read_vocabulary(model))
     build_store(wanted, tmp_path / "whole", silent)
     whole = contents(tmp_path / "whole")
     assert sum(name.endswith(".tokens") for name in whole) >= 5
@@ -351,6 +351,31 @@ def test_special_ids_of_another_model_are_refused(tmp_path, corpus):
         minloglevel=2)
     with pytest.raises(InputError, match=r"other special ids.*pad -1, eos 2, unk 0.*pad_id=0"):
         read_vocabulary(tmp_path / "x.model")
+
+
+def test_a_vocabulary_is_trained_on_training_documents_once(tmp_path, monkeypatch):
+    """Its texts are a sample in their order; what was trained on the same texts is not again."""
+    seen = []
+
+    def train(texts, pieces):
+        seen.append((list(texts), pieces))
+        return train_vocabulary(texts, pieces)
+
+    monkeypatch.setattr("deepnarrow_text_t5.vocabulary.train_vocabulary", train)
+    rows = [f"{text} {i * 7919}" for i, text in enumerate(texts(900))]
+    (tmp_path / "a.txt").write_text("\n".join(rows))
+    wanted = settings(f"text:{tmp_path}/a.txt#line", "")
+    first = build_store(wanted, tmp_path / "s", silent)
+    assert build_store(wanted, tmp_path / "t", silent).vocabulary == first.vocabulary
+    ((sample, pieces),) = seen
+    assert pieces == first.vocabulary.num_pieces == 512
+    assert sample == [row for row in rows if row in set(sample)]
+    assert len(sample) == first.manifest["splits"]["train"]["documents"]
+    monkeypatch.setattr(building, "TRAINING_CHARACTERS", 20_000)
+    with pytest.raises(InputError, match="SentencePiece cannot train it"):
+        build_store(settings(wanted.source, "", num_pieces=30_000), tmp_path / "u", silent)
+    assert 15_000 < sum(map(len, seen[1][0])) <= 20_000
+    assert set(seen[1][0]) < set(sample)
 
 
 # --- examples ------------------------------------------------------------------------------------

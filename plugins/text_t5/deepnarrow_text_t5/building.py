@@ -38,9 +38,9 @@ from deepnarrow_text_t5.store import (
 from deepnarrow_text_t5.vocabulary import (
     EOS_ID,
     Vocabulary,
+    load_vocabulary,
     parse_vocabulary,
     read_vocabulary,
-    train_vocabulary,
 )
 
 PLAN = "plan.json"  # what is being made; removed when the manifest is there
@@ -245,8 +245,7 @@ def _trained(
     if not texts:
         raise _empty("train", reader)
     progress(1.0, "training the vocabulary")
-    model = train_vocabulary(texts, settings.num_pieces)
-    return parse_vocabulary(model, "the trained vocabulary")
+    return load_vocabulary(texts, settings.num_pieces)
 
 
 def _sample(reader: _Reader, progress: Progress) -> list[str]:

@@ -23,10 +23,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepnarrow.errors import InputError, suggest
 from deepnarrow_text_t5.corpus import load_corpus
 from deepnarrow_text_t5.textfiles import decode, open_lines, whole_file
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 WHERE = "text_t5 data"
 SPLITS = ("train", "validation")
@@ -233,7 +237,10 @@ def _read_parquet(path: Path, column: str, start: int) -> Iterator[tuple[str, fl
         raise InputError(where, "is no readable Parquet file", got=error) from error
 
 
-def _group_rows(file, group: int, column: str, row: int, start: int, total: int):
+def _group_rows(
+    file: ParquetFile, group: int, column: str, row: int, start: int, total: int
+) -> Iterator[tuple[str, float]]:
+    """Rows of one row group, of which the first is row `row` of the file."""
     for batch in file.iter_batches(row_groups=[group], columns=[column]):
         for text in batch.column(0).to_pylist():
             if row >= start:
