@@ -66,6 +66,9 @@ def check_modality(modality: Modality) -> None:
                    ("dropout_rate", "compute_dtype", "remat", "scan"))
     if modality.suffix_option is not None:
         _check_options(where, modality, "suffix_option names", (modality.suffix_option,))
+    if modality.prepare is not None and not callable(modality.prepare):
+        raise PluginError("", f"{where}: prepare is not a function",
+                          got=type(modality.prepare).__name__)
 
 
 def _check_options(where: str, modality: Modality, what: str, options: Iterable[str]) -> None:

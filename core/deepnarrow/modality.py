@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from deepnarrow.shape import Preset, Shape
 
 if TYPE_CHECKING:
+    import pathlib
+
     import jax
     import numpy as np
     from ml_collections import ConfigDict
@@ -451,6 +453,11 @@ class Modality:
         for another task: new heads, resampled positions.
       suffix_option: the model option that `/16` sets in a shape expression, or None.
       checkpoint_formats: foreign layouts by name; may be empty.
+      prepare: `prepare(data_options, directory, progress) -> facts`, or None: makes the data of
+        these options ready in a directory, so that `data_options` can name it instead. Called
+        again it goes on with what it began, and leaves alone what is finished.
+        `progress(share, note)` shows how far it is, 0 to 1. The facts are JSON-able; `summary`, one
+        line for people, is among them. Raises `InputError` before anything is written.
       open_name: `open_name(text) -> expression` that a closed name, released or not, stands for by
         the rules of `catalogue`, or None; used in hints.
     """
@@ -468,4 +475,6 @@ class Modality:
     catalogue: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     suffix_option: str | None = None
     checkpoint_formats: Mapping[str, CheckpointFormat] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[ConfigDict, pathlib.Path, Callable[[float, str], None]],
+                      Mapping[str, Any]] | None = None
     open_name: Callable[[str], str | None] | None = None

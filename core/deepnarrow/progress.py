@@ -1,4 +1,4 @@
-"""Progress of a study on stderr: bars on a terminal, one line a stage elsewhere."""
+"""Progress of long work on stderr: bars on a terminal, one line a stage elsewhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rich.progress import (
 from rich.text import Text
 
 from deepnarrow.errors import shorten
+
+SECONDS_A_LINE = 60.0
 
 
 class StudyProgress:
@@ -73,3 +75,38 @@ class StudyProgress:
             self._console.print(Text(line))
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+class ShareProgress:
+    """One bar for work whose share done is known; elsewhere than on a terminal a line a minute."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bars = console.is_terminal
+        self._progress = Progress(
+            BarColumn(), TextColumn("{task.percentage:>5.1f}%"), TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=console, transient=True, disable=not self._bars,
+        )
+        self._task = self._progress.add_task("", total=1.0, note="")
+        self._next_line = time.monotonic() + SECONDS_A_LINE
+
+    def __enter__(self) -> ShareProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, share: float, note: str) -> None:
+        """Shows that `share` (0 to 1) of the stage `note` is done."""
+        if self._bars:
+            self._progress.update(self._task, completed=share, note=shorten(note))
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + SECONDS_A_LINE
+            print(f"{100 * share:5.1f}%  {shorten(note, 160)}", file=sys.stderr, flush=True)

@@ -295,6 +295,8 @@ WRONG = {
                              "data_options has a wrong type (got NoneType"),
     "no function": (lambda m: [dataclasses.replace(m, assemble=None)],
                     "modality 'toy': assemble is not a function (got NoneType)"),
+    "no function to prepare": (lambda m: [dataclasses.replace(m, prepare="x")],
+                               "modality 'toy': prepare is not a function (got str)"),
     "presets as a list": (lambda m: [dataclasses.replace(m, presets=[])],
                           "presets has a wrong type (got list; expected Mapping)"),
     "a shape as preset": (lambda m: [dataclasses.replace(

@@ -1,5 +1,6 @@
 """Corpus, vocabulary, sources and tasks, on the standard library that runs the tests."""
 
+import hashlib
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,8 @@ from deepnarrow_text_t5 import corpus as corpus_module
 from deepnarrow_text_t5.cache import cached
 from deepnarrow_text_t5.corpus import CLASSES, Document, load_corpus, make_corpus, normalise
 from deepnarrow_text_t5.options import default_data_options, default_options
-from deepnarrow_text_t5.sources import open_data, upstream
+from deepnarrow_text_t5.sources import open_data, prepare, upstream
+from deepnarrow_text_t5.spans import corrupt, lengths_of_inputs, noise_mask
 from deepnarrow_text_t5.tasks import tasks
 from deepnarrow_text_t5.vocabulary import (
     EOS_ID,
@@ -46,6 +48,11 @@ def data(settings):
 
 
 @pytest.fixture(scope="module")
+def corpus():
+    return load_corpus()
+
+
+@pytest.fixture(scope="module")
 def pretraining(settings):
     return upstream(settings, default_options())
 
@@ -56,8 +63,7 @@ def task(settings):
 
 
 # --- corpus --------------------------------------------------------------------------------------
-def test_corpus_is_large_enough_and_balanced(data):
-    corpus = data.corpus
+def test_corpus_is_large_enough_and_balanced(corpus):
     assert sum(map(len, corpus.train)) > 1_000_000
     labels = [label for rows in corpus.labelled.values() for _, label in rows]
     counts = np.bincount(labels, minlength=len(CLASSES))
@@ -66,8 +72,7 @@ def test_corpus_is_large_enough_and_balanced(data):
     assert np.bincount([label for _, label in corpus.labelled["train"]]).min() >= 50
 
 
-def test_no_evaluated_document_is_trained_on(data):
-    corpus = data.corpus
+def test_no_evaluated_document_is_trained_on(corpus):
     for split in ("validation", "test"):
         hidden = {normalise(text) for text, _ in corpus.labelled[split]}
         assert not hidden.intersection(map(normalise, corpus.train + corpus.validation))
@@ -124,21 +129,23 @@ def test_a_stripped_standard_library_is_an_error():
         make_corpus([d for d in documents() if d.module != "xml"])
 
 
-def test_an_unknown_source_is_an_error():
+def test_an_unknown_source_is_an_error(settings):
+    options = default_data_options()
+    options.source = "web"
     with pytest.raises(InputError, match="source is unknown"):
-        load_corpus("web")
+        open_data(options)
 
 
 # --- vocabulary ----------------------------------------------------------------------------------
-def test_vocabulary_ids(data):
+def test_vocabulary_ids(data, corpus):
     vocabulary = data.vocabulary
     assert (vocabulary.vocab_size, vocabulary.table_size) == (1124, 1152)
     assert vocabulary.first_sentinel == 1123
-    ids = vocabulary.encode_all(data.corpus.train[:500])
+    ids = vocabulary.encode_all(corpus.train[:500])
     flat = np.concatenate(ids)
     assert flat.min() > UNK_ID  # byte fallback: nothing is unknown, nothing is padding
     assert flat.max() < 1024
-    assert ids[7] == vocabulary.encode(data.corpus.train[7])
+    assert ids[7] == vocabulary.encode(corpus.train[7])
     assert table_size(32_000) == 32_128
 
 
@@ -149,8 +156,8 @@ def test_vocabulary_loses_nothing_but_white_space(data, text):
     assert data.vocabulary.decode([PAD_ID, data.vocabulary.first_sentinel, *ids]) == text
 
 
-def test_training_the_vocabulary_is_deterministic(data):
-    texts = data.corpus.train[:1500]
+def test_training_the_vocabulary_is_deterministic(corpus):
+    texts = corpus.train[:1500]
     assert train_vocabulary(texts, MIN_PIECES) == train_vocabulary(texts, MIN_PIECES)
 
 
@@ -180,7 +187,7 @@ def test_training_corruption_follows_the_rng_and_evaluation_is_fixed(pretraining
     assert load(pretraining.validation, 1) == load(pretraining.validation, 2)
 
 
-def test_segments_are_the_packed_corpus(pretraining, data):
+def test_segments_are_the_packed_corpus(pretraining, data, corpus):
     """Inputs and targets put together are consecutive documents, each ended by EOS."""
     vocabulary = data.vocabulary
     example = pretraining.validation.load(0, np.random.default_rng(0))
@@ -194,7 +201,7 @@ def test_segments_are_the_packed_corpus(pretraining, data):
         text += spans.get(token, [token])
     assert len(text) == data.lengths.raw
     first = text[:text.index(EOS_ID)] if EOS_ID in text else text
-    starts = [ids[:len(first)] for ids in vocabulary.encode_all(data.corpus.validation)]
+    starts = [ids[:len(first)] for ids in vocabulary.encode_all(corpus.validation)]
     assert first in starts
 
 
@@ -213,6 +220,33 @@ def test_what_was_made_once_is_read_again(settings, pretraining, task):
                              check=True, env=os.environ).stdout
     assert printed.split() == [pretraining.train.content_hash, pretraining.validation.content_hash,
                                task.examples("test").content_hash]
+
+
+def test_the_standard_library_prepared_is_the_same(settings, pretraining, tmp_path):
+    facts = prepare(settings, tmp_path / "store", lambda *_: None)
+    stored = default_data_options()
+    stored.update({"source": facts["source"]})
+    prepared = upstream(stored, default_options())
+    for one, same in ((prepared.train, pretraining.train),
+                      (prepared.validation, pretraining.validation)):
+        assert one.num_examples == same.num_examples
+        for index in range(0, one.num_examples, 50):
+            made = [s.load(index, np.random.default_rng(index)) for s in (one, same)]
+            assert (made[0]["inputs"] == made[1]["inputs"]).all()
+            assert (made[0]["targets"] == made[1]["targets"]).all()
+
+
+def test_examples_of_the_default_never_change():
+    """Records name their data by these hashes: raise `trialkey.REVISION` where this must change.
+
+    The bytes are of fixed tokens, as the standard library differs between versions of Python.
+    """
+    lengths = lengths_of_inputs(64)
+    tokens = np.arange(3, 3 + lengths.raw, dtype=np.int32)
+    rng = np.random.default_rng((0, 0))
+    inputs, targets = corrupt(tokens, noise_mask(lengths, rng), first_sentinel=1123, eos_id=1)
+    assert hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest() == (
+        "2199fbc20d041ba518a36a27fbff55c03a6c4f1ce1b29ea0dcf7d3095b238e11")
 
 
 def test_content_hash_follows_the_options(settings, pretraining):
@@ -249,19 +283,19 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch):
 
 
 # --- tasks ---------------------------------------------------------------------------------------
-def test_task_examples(task, data):
+def test_task_examples(task, data, corpus):
     source = task.examples("test")
     example = source.load(0, np.random.default_rng(0))
     assert {name: (a.shape, a.dtype) for name, a in example.items()} == {
         "inputs": ((64,), np.int32), "targets": ((14,), np.int32), "label": ((), np.int32)}
-    text, label = data.corpus.labelled["test"][0]
+    text, label = corpus.labelled["test"][0]
     assert example["label"] == label == source.labels()[0]
     assert data.vocabulary.decode(example["targets"].tolist()) == CLASSES[label]
     said = data.vocabulary.decode(example["inputs"].tolist())
     assert said.startswith("stdlib module: ")
     assert " ".join(text.split()).startswith(said.removeprefix("stdlib module: ")[:20])
     sizes = [task.examples(split).num_examples for split in ("train", "validation", "test")]
-    assert sizes == [len(rows) for rows in data.corpus.labelled.values()]
+    assert sizes == [len(rows) for rows in corpus.labelled.values()]
 
 
 def test_candidates_are_the_labels_words(task):

@@ -217,6 +217,16 @@ def _train(parser: Parser) -> None:
     _set(parser, "KEY=VALUE", "changes the config; modalities.NAME=None leaves a modality out")
 
 
+def _prepare(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a Python file with get_config(); it is "
+                        "run")
+    parser.add_argument("--out", metavar="DIR", action=Once, help="a new folder; one that was "
+                        "begun goes on")
+    parser.add_argument("--modality", metavar="NAME", action=Once,
+                        help="whose data, where several have data to prepare")
+    _set(parser, "KEY=VALUE", "changes the config; several may be given")
+
+
 def _status(parser: Parser) -> None:
     parser.add_argument("workdir", metavar="WORKDIR", help="of a study")
 
@@ -258,6 +268,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "shape": ("what shapes cost", "deepnarrow.cli.shape:run", _shape),
     "study": ("run a scaling study, or go on with one", "deepnarrow.cli.study:run", _study),
     "train": ("do one training run, or go on with it", "deepnarrow.cli.train:run", _train),
+    "prepare": ("make a config's data ready, once", "deepnarrow.cli.prepare:run", _prepare),
     "status": ("how far a study is", "deepnarrow.cli.study:status", _status),
     "probe": ("few-shot probe of given features", "deepnarrow.cli.probe:run", _probe),
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),

@@ -25,6 +25,12 @@ def digest(parts: Iterable[bytes | str]) -> str:
     return total.hexdigest()
 
 
+def share(salt: str, name: str) -> float:
+    """A number in [0, 1) that depends on `salt` and `name` only, uniform over names."""
+    head = hashlib.sha256(f"{salt}\n{name}".encode()).digest()[:8]
+    return int.from_bytes(head, "big") / 2**64
+
+
 def cached(name: str, key: str, make: Callable[[], bytes]) -> bytes:
     """Returns `make()`, kept between runs in `files.cache_dir()` as `NAME-KEY`.
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import re
@@ -29,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from deepnarrow.errors import InputError
-from deepnarrow_text_t5.cache import cached, digest
+from deepnarrow_text_t5.cache import cached, digest, share
 
 # Packages that every version from 3.11 on has, that Linux distributions do not split off, and whose
 # docstrings number more than a hundred.
@@ -75,14 +74,12 @@ class Corpus:
 
 
 @functools.cache
-def load_corpus(source: str) -> Corpus:
-    """Returns the corpus named `source`; the only one so far is `stdlib`.
+def load_corpus() -> Corpus:
+    """Returns the corpus of the standard library of the Python that runs.
 
     Raises:
-      InputError: an unknown name, or a standard library that lacks what is needed.
+      InputError: a standard library that lacks what is needed.
     """
-    if source != "stdlib":
-        raise InputError("text_t5 data", "source is unknown", got=source, expected="stdlib")
     return make_corpus(_read_cached(Path(sysconfig.get_paths()["stdlib"])))
 
 
@@ -177,7 +174,7 @@ def make_corpus(documents: Iterable[Document]) -> Corpus:
     labelled = _labelled(texts, modules)
     hidden = {name for split in ("validation", "test") for name in labelled[split]}
     upstream = {name: text for name, text in texts.items() if name not in hidden}
-    held_out = {name for name in upstream if _share("upstream", name) < UPSTREAM_VALIDATION}
+    held_out = {name for name in upstream if share("upstream", name) < UPSTREAM_VALIDATION}
     train = tuple(text for name, text in upstream.items() if name not in held_out)
     validation = tuple(text for name, text in upstream.items() if name in held_out)
     splits = {split: tuple(items.values()) for split, items in labelled.items()}
@@ -201,16 +198,10 @@ def _labelled(
 
 def _split(name: str) -> str:
     """The labelled split of a normalised text."""
-    share = _share("labelled", name)
-    if share < SPLITS["train"]:
+    drawn = share("labelled", name)
+    if drawn < SPLITS["train"]:
         return "train"
-    return "validation" if share < SPLITS["train"] + SPLITS["validation"] else "test"
-
-
-def _share(salt: str, name: str) -> float:
-    """A number in [0, 1) that depends on `salt` and `name` only, uniform over names."""
-    head = hashlib.sha256(f"{salt}\n{name}".encode()).digest()[:8]
-    return int.from_bytes(head, "big") / 2**64
+    return "validation" if drawn < SPLITS["train"] + SPLITS["validation"] else "test"
 
 
 def _check_classes(splits: Mapping[str, tuple[tuple[str, int], ...]]) -> None:

@@ -48,11 +48,29 @@ def default_data_options() -> ConfigDict:
     """Returns the defaults of the data's options.
 
     Options:
-      source: name of the corpus; `stdlib` is the text of Python's standard library.
-      num_pieces: SentencePiece pieces of the vocabulary that is trained on it; with 100 sentinels,
-        and rounded up to a multiple of 128, it decides the model's `vocab_size` (1024 -> 1152).
-      input_length: tokens of the encoder; it decides the model's `input_length` and, by the
-        arithmetic of span corruption, its `target_length` (64 -> 14).
+      source: `stdlib`, the text of Python's standard library; `prepared:DIR`, what `deepnarrow
+        prepare` made; or `KIND:PATH#COLUMN`, several joined by ` + `, with KIND one of
+          tfds:/data/c4/en/3.0.1        prepared by tensorflow-datasets as ArrayRecord
+          c4_json:/data/c4/*.json.gz    C4's public shards
+          jsonl:/data/a.jsonl.gz#gloss  a column of JSON lines; tsv: and parquet: likewise
+          text:/data/books#paragraph    .txt and .txt.gz; a document is a `file` (the default), a
+                                        `paragraph` or a `line`
+        PATH is a file, a folder or a pattern; `{split}` in it stands for `train` and `validation`.
+        What is not prepared is tokenised at first use, into the cache, up to 2 GiB.
+      vocabulary: path of a SentencePiece model, e.g. T5's `spiece.model`; empty: one is trained on
+        the training documents. With 100 sentinels, and rounded up to a multiple of 128, its pieces
+        decide the model's `vocab_size` (T5's 32,000 -> 32,128).
+      num_pieces: of the vocabulary that is trained (1024 -> 1152).
+      validation_share: of the documents, by their hash, where a source has no splits of its own
+        (C4 has).
+      validation_examples: how many validation examples are used, the first ones; 0 for all.
+      documents: `packed`: end to end, each ended by EOS, cut into segments; `cut`: one an example,
+        cut where it is longer, padded where it is shorter.
+      input_length: tokens of the encoder; with the objective it decides the model's `input_length`
+        and `target_length` (span corruption: 512 -> 114, 64 -> 14).
+      objective: `span_corruption` (T5's), or another of `objectives.OBJECTIVES`.
+      noise_density: the share of tokens that is noise; `prefix_lm` and `deshuffling` have none.
+      mean_span_length: tokens in a span of noise, of `span_corruption`.
       tasks: where the benchmarks' data lie: folders by benchmark (`glue`, `super_glue`, `squad`),
         by task (`glue_cola`), and `dpr`; official downloads, or `tfds:` prepared ones.
       custom_tasks: labelled files as tasks, by name: `jsonl:PATH#TEXT->LABEL` or `tsv:...`.
@@ -61,9 +79,34 @@ def default_data_options() -> ConfigDict:
         custom tasks), 32 (SuperGLUE), 64 (SQuAD).
     """
     return ConfigDict({
-        "source": "stdlib", "num_pieces": 1024, "input_length": 64, "tasks": {},
-        "custom_tasks": {}, "task_input_length": None, "task_target_length": None,
+        "source": "stdlib",
+        "vocabulary": "",
+        "num_pieces": 1024,
+        "validation_share": 0.05,
+        "validation_examples": 0,
+        "documents": "packed",
+        "input_length": 64,
+        "objective": "span_corruption",
+        "noise_density": 0.15,
+        "mean_span_length": 3.0,
+        "tasks": {},
+        "custom_tasks": {},
+        "task_input_length": None,
+        "task_target_length": None,
     }).lock()
+
+
+def check_data_options(options: ConfigDict) -> None:
+    """Raises `InputError` where a value is out of range."""
+    from deepnarrow_text_t5.objectives import OBJECTIVES
+
+    where = "text_t5 data"
+    check_choice(where, "documents", options.documents, ("packed", "cut"))
+    check_choice(where, "objective", options.objective, tuple(OBJECTIVES))
+    check_range(where, "validation_share", options.validation_share, 0, 0.5, low_open=True)
+    check_range(where, "validation_examples", options.validation_examples, 0)
+    check_range(where, "noise_density", options.noise_density, 0.01, 0.99)
+    check_range(where, "mean_span_length", options.mean_span_length, 1, 1000)
 
 
 def check_options(shape: Shape, options: ConfigDict) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deepnarrow.hookspecs import hookimpl
 from deepnarrow.modality import Modality, Model, Stack, Task, Upstream
@@ -35,6 +36,14 @@ def _tasks(data_options: ConfigDict, options: ConfigDict) -> Mapping[str, Task]:
     return tasks(data_options, options)
 
 
+def _prepare(
+    data_options: ConfigDict, directory: Path, progress: Callable[[float, str], None]
+) -> Mapping[str, Any]:
+    from deepnarrow_text_t5.sources import prepare
+
+    return prepare(data_options, directory, progress)
+
+
 @hookimpl
 def deepnarrow_register_modalities() -> list[Modality]:
     """T5 encoder-decoders."""
@@ -50,5 +59,6 @@ def deepnarrow_register_modalities() -> list[Modality]:
         upstream=_upstream,
         tasks=_tasks,
         adapt=adapt,
+        prepare=_prepare,
         open_name=open_name,
     )]

@@ -79,24 +79,39 @@ def lengths_of_inputs(
     raw = 2
     while lengths_of_raw(raw + 1, noise_density, mean_span_length).inputs <= inputs:
         raw += 1
-    return lengths_of_raw(raw, noise_density, mean_span_length)
+    lengths = lengths_of_raw(raw, noise_density, mean_span_length)
+    if noise_density == 0.5 and lengths.targets > lengths.inputs:
+        # As the released code has it: half noise gives inputs and targets of equal length.
+        return lengths_of_raw(raw - 1, noise_density, mean_span_length)
+    return lengths
 
 
-def random_segmentation(
+def random_cuts(
     num_items: int, num_segments: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " num_segments"]:
-    """Cuts `num_items` into `num_segments` runs of at least one item, every way equally likely."""
-    cuts = np.sort(rng.choice(num_items - 1, num_segments - 1, replace=False)) + 1
-    return np.diff(cuts, prepend=0, append=num_items)
+    """Cuts `num_items` into `num_segments` runs of at least one item, every way equally likely.
+
+    Returns:
+      Where each run ends; the last is `num_items`.
+    """
+    ends = np.empty(num_segments, np.int64)
+    ends[:-1] = rng.choice(num_items - 1, num_segments - 1, replace=False)
+    ends[-1] = num_items - 1
+    ends.sort()
+    ends += 1
+    return ends
 
 
 def noise_mask(lengths: SpanLengths, rng: np.random.Generator) -> Bool[np.ndarray, " raw"]:
     """Returns a mask that is True at noise: `noise_spans` runs, the first run of all being kept."""
-    kept = random_segmentation(lengths.raw - lengths.noise_tokens, lengths.noise_spans, rng)
-    noise = random_segmentation(lengths.noise_tokens, lengths.noise_spans, rng)
-    runs = np.stack([kept, noise], axis=1).ravel()  # [spans], [spans] -> [2 * spans]
-    is_noise = np.tile([False, True], lengths.noise_spans)
-    return np.repeat(is_noise, runs)  # [2 * spans] -> [raw]
+    kept_ends = random_cuts(lengths.raw - lengths.noise_tokens, lengths.noise_spans, rng)
+    noise_ends = random_cuts(lengths.noise_tokens, lengths.noise_spans, rng)
+    flips = np.zeros(lengths.raw + 1, np.bool_)
+    span_ends = kept_ends + noise_ends
+    flips[span_ends] = True
+    kept_ends[1:] += noise_ends[:-1]  # now where each span of noise begins
+    flips[kept_ends] = True
+    return np.logical_xor.accumulate(flips)[:-1]  # [raw + 1] -> [raw]
 
 
 def corrupt(
@@ -105,17 +120,29 @@ def corrupt(
 ) -> tuple[Int[np.ndarray, " inputs"], Int[np.ndarray, " targets"]]:
     """Returns inputs and targets; sentinels descend from `first_sentinel`.
 
+    As the released code: in the inputs a sentinel stands for each run of noise, in the targets for
+    each run of kept tokens. Where text begins with kept tokens and ends with noise, as `noise_mask`
+    has it, every run of noise follows its own sentinel in the targets.
+
     >>> text, mask = np.array([11, 12, 13, 14, 15]), np.array([0, 1, 1, 0, 1], bool)
     >>> [side.tolist() for side in corrupt(text, mask, first_sentinel=99, eos_id=1)]
     [[11, 99, 14, 98, 1], [99, 12, 13, 98, 15, 1]]
     """
-    starts = np.flatnonzero(mask & ~np.concatenate([[False], mask[:-1]]))
-    sentinels = first_sentinel - np.arange(len(starts))
-    inputs = tokens.copy()
-    inputs[starts] = sentinels
-    later = mask.copy()
-    later[starts] = False  # the rest of a span leaves no trace in the inputs
-    noise = tokens[mask]
-    targets = np.insert(noise, np.searchsorted(np.flatnonzero(mask), starts), sentinels)
-    end = np.array([eos_id], tokens.dtype)
-    return np.concatenate([inputs[~later], end]), np.concatenate([targets, end])
+    row, removed = np.empty(len(tokens) + 1, tokens.dtype), np.empty(len(tokens) + 1, np.bool_)
+    row[:-1], removed[:-1] = tokens, mask  # [raw] -> [raw + 1]
+    row[-1], removed[-1] = eos_id, False
+    inputs = _replace_runs(row, removed, first_sentinel)
+    np.logical_not(mask, out=removed[:-1])
+    return inputs, _replace_runs(row, removed, first_sentinel)
+
+
+def _replace_runs(
+    row: Int[np.ndarray, " n"], removed: Bool[np.ndarray, " n"], first_sentinel: int
+) -> Int[np.ndarray, " m"]:
+    """Replaces each run of `removed` tokens by a sentinel; [n] -> [n - removed + runs]."""
+    starts = removed.copy()
+    np.greater(removed[1:], removed[:-1], out=starts[1:])
+    (where,) = starts.nonzero()
+    replaced = row.copy()
+    replaced[where] = np.arange(first_sentinel, first_sentinel - len(where), -1)
+    return replaced[starts | ~removed]

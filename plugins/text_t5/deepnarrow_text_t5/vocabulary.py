@@ -1,4 +1,4 @@
-"""The vocabulary: SentencePiece pieces (unigram, byte fallback), then 100 sentinels, as T5's.
+"""The vocabulary: SentencePiece pieces, then 100 sentinels, as T5's; read from a file or trained.
 
 Ids: 0 padding, 1 end of sequence, 2 unknown, then the pieces; the last 100 ids are sentinels, the
 first sentinel being the last id. The model's table is padded to a multiple of 128 rows.
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from deepnarrow.errors import InputError
@@ -20,11 +21,12 @@ NUM_SENTINELS = 100
 TABLE_MULTIPLE = 128
 # 3 special ids and 256 bytes leave too little below; a table larger than T5's is for other corpora.
 MIN_PIECES, MAX_PIECES = 512, 32_000
+MAX_MODEL_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """A trained SentencePiece model and the ids around it.
+    """A SentencePiece model and the ids around it.
 
     Attributes:
       model: the serialised SentencePiece model.
@@ -64,9 +66,9 @@ class Vocabulary:
         """Returns the ids of `text`, without EOS; white space counts as one blank."""
         return self._processor.encode(text)
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_all(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """Returns the ids of each text; the same as `encode` one by one, faster."""
-        return self._processor.encode(list(texts), num_threads=1)
+        return self._processor.encode(list(texts), num_threads=num_threads)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids` up to the first EOS; padding and sentinels are left out."""
@@ -97,10 +99,53 @@ def load_vocabulary(texts: Sequence[str], num_pieces: int) -> Vocabulary:
     """
     import sentencepiece
 
-    _check_pieces(num_pieces)
+    check_pieces(num_pieces)
     key = digest([sentencepiece.__version__, str(num_pieces), *texts])
     model = cached("vocabulary", key, lambda: train_vocabulary(texts, num_pieces))
     return Vocabulary(model, num_pieces)
+
+
+def read_vocabulary(path: str | Path) -> Vocabulary:
+    """Reads a SentencePiece model, e.g. T5's `spiece.model` (32,000 pieces, 32,128 rows).
+
+    Raises:
+      InputError: no such file, no SentencePiece model, or special ids that are not T5's.
+    """
+    where = f"vocabulary '{path}'"
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_MODEL_BYTES:
+            raise InputError(where, "is too large for a SentencePiece model", got=f"{size} bytes",
+                             expected=f"at most {MAX_MODEL_BYTES}")
+        model = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(where, f"cannot be read: {error.strerror}", expected="a SentencePiece "
+                         "model, e.g. T5's spiece.model") from error
+    return parse_vocabulary(model, where)
+
+
+def parse_vocabulary(model: bytes, where: str) -> Vocabulary:
+    """Returns the vocabulary of a serialised SentencePiece model.
+
+    Raises:
+      InputError: it is none, or its special ids are not T5's; `where` names it.
+    """
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        known = model and processor.LoadFromSerializedProto(model)
+    except RuntimeError:
+        known = False
+    if not known:
+        raise InputError(where, "is no SentencePiece model", hint="T5's is spiece.model, about "
+                         "0.8 MB")
+    ids = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+    if ids != (PAD_ID, EOS_ID, UNK_ID):
+        raise InputError(where, "has other special ids than T5's", got=f"pad {ids[0]}, eos "
+                         f"{ids[1]}, unk {ids[2]}", expected="pad 0, eos 1, unk 2",
+                         hint="train it with pad_id=0 eos_id=1 unk_id=2 bos_id=-1")
+    return Vocabulary(model, processor.vocab_size())
 
 
 def train_vocabulary(texts: Sequence[str], num_pieces: int) -> bytes:
@@ -111,7 +156,7 @@ def train_vocabulary(texts: Sequence[str], num_pieces: int) -> bytes:
     """
     import sentencepiece
 
-    _check_pieces(num_pieces)
+    check_pieces(num_pieces)
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     model = io.BytesIO()
     try:
@@ -126,7 +171,8 @@ def train_vocabulary(texts: Sequence[str], num_pieces: int) -> bytes:
     return model.getvalue()
 
 
-def _check_pieces(num_pieces: int) -> None:
+def check_pieces(num_pieces: int) -> None:
+    """Raises `InputError` unless a vocabulary of so many pieces can be trained."""
     if not MIN_PIECES <= num_pieces <= MAX_PIECES:
         raise InputError("vocabulary", "num_pieces is out of range", got=num_pieces,
                          expected=f"{MIN_PIECES}..{MAX_PIECES}")

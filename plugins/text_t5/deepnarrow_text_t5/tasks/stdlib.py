@@ -14,7 +14,7 @@ from deepnarrow.errors import InputError
 from deepnarrow.modality import Batch, Example, Metric, Source, Task
 from deepnarrow.transfer.scores import score_accuracy
 from deepnarrow_text_t5.cache import digest
-from deepnarrow_text_t5.corpus import CLASSES, SPLITS
+from deepnarrow_text_t5.corpus import CLASSES, SPLITS, load_corpus
 from deepnarrow_text_t5.sources import TextData, open_data, pad_to
 from deepnarrow_text_t5.vocabulary import EOS_ID, PAD_ID
 
@@ -31,8 +31,7 @@ def module_task(data_options: ConfigDict) -> Task:
         if split not in SPLITS:
             raise InputError("task 'stdlib_module'", "no such split", got=split,
                              expected=f"one of {', '.join(SPLITS)}")
-        return _rows(data_options.source, data_options.num_pieces, data_options.input_length,
-                     split)
+        return _rows(open_data(data_options), split)
 
     def candidates(batch: Batch) -> Sequence[Batch]:
         words = _label_words(open_data(data_options))
@@ -91,17 +90,14 @@ class Rows:
 
 
 @functools.cache
-def _rows(source: str, num_pieces: int, input_length: int, split: str) -> Rows:
-    from ml_collections import ConfigDict
-
-    data = open_data(ConfigDict(
-        {"source": source, "num_pieces": num_pieces, "input_length": input_length}))
+def _rows(data: TextData, split: str) -> Rows:
     prompt = data.vocabulary.encode(PROMPT)
     if len(prompt) + 2 > data.lengths.inputs:
         raise InputError("text_t5 data", "input_length leaves no room for the task's prompt",
-                         got=input_length, expected=f">= {len(prompt) + 2}")
-    texts = [text for text, _ in data.corpus.labelled[split]]
-    labels = np.array([label for _, label in data.corpus.labelled[split]], np.int32)
+                         got=data.lengths.inputs, expected=f">= {len(prompt) + 2}")
+    labelled = load_corpus().labelled[split]
+    texts = [text for text, _ in labelled]
+    labels = np.array([label for _, label in labelled], np.int32)
     words = _label_words(data)
     inputs = np.stack([pad_to([*prompt, *ids], data.lengths.inputs)
                        for ids in data.vocabulary.encode_all(texts)])
