@@ -391,6 +391,19 @@ def test_greedy_needs_no_score(toy):
          architecture)
 
 
+def test_greedy_is_refused_before_training_where_only_candidates_can_be_scored(toy):
+    def decoder(shape, options):
+        model = toy[1].make_model(shape, options)
+        return dataclasses.replace(
+            model, predict=lambda *a: model.predict(*a).argmax(axis=1, keepdims=True))
+
+    architecture = dataclasses.replace(toy[1], make_model=decoder)
+    config = dataclasses.replace(CONFIG, decode="greedy")
+    task = get_task(toy[0], candidates=relabelled)
+    with pytest.raises(InputError, match=r"got int32\[24, 1\].*fine_tune.decode='rank'"):
+        make(toy, task, config, architecture)
+
+
 def test_options_lie_over_the_tasks(toy):
     task = get_task(toy[0])
     config = dataclasses.replace(CONFIG, options={"compute_dtype": "bfloat16", "num_classes": 6})

@@ -23,9 +23,10 @@ HEAVY = ("jax", "flax", "optax", "grain", "orbax", "tensorflow")
 WITHOUT_JAX = [
     "deepnarrow", "builtin", "cli", "cli.analysis", "cli.listing", "cli.parser", "cli.probe",
     "cli.shape", "cli.study", "cli.train", "config", "contract", "cost", "errors", "export",
-    "hardware", "hookspecs", "layers.transformer", "modality", "ops", "pareto", "plugins", "protocol",
-    "records", "report", "report.page", "report.tables", "report.terminal", "report.text",
-    "settings", "shape", "store", "strategies", "study", "transfer.fewshot", "trialkey",
+    "hardware", "hookspecs", "layers.transformer", "modality", "ops", "pareto", "plugins",
+    "protocol", "records", "report", "report.page", "report.tables", "report.terminal",
+    "report.text", "settings", "shape", "store", "strategies", "study", "transfer.fewshot",
+    "trialkey",
 ]
 MAX_FUNCTION_LINES = 80
 MAX_MODULE_LINES = 500

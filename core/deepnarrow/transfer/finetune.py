@@ -134,6 +134,8 @@ def make_finetune(
     Raises:
       NotApplicable: a task does not serve fine-tuning, or needs a `score` the model lacks; only the
         head is to be trained and the model has none.
+      Exception: whatever the model raises where the examples do not fit it, and the task where it
+        cannot score what is decoded.
       InputError: an option is unknown, a label is out of range, the schedule does not fit, or the
         tasks of a mixture need different models or examples.
     """
@@ -147,10 +149,22 @@ def make_finetune(
     model = make_model(modality, architecture, shape, target_options)
     program = make_program(model, config.optimizer, config.steps, _trained_paths(model, config))
     made = FineTuneProgram(tuple(tasks), program, config, options, target_options, modality)
-    for task in tasks:  # these too raise now rather than after the pre-training
+    # These too raise now rather than after the pre-training.
+    batch = next(eval_batches(made.train_source(), config.batch_size))
+    metric_names(program, batch)
+    for task in tasks:
         _predictor(program, task, config.decode)
-    metric_names(program, next(eval_batches(made.train_source(), config.batch_size)))
+        if config.decode == "greedy" and task.candidates is not None:
+            _check_greedy(program, task, batch)
     return made
+
+
+def _check_greedy(program: Program, task: Task, batch: Batch) -> None:
+    """Scores predictions of zeros: raises where the task can score nothing but candidates."""
+    params = jax.eval_shape(program.init, np.int32(0)).params
+    output = jax.eval_shape(program.predict, params, batch)
+    number = task.examples(VALIDATION).num_examples
+    task.score(np.zeros((number, *output.shape[1:]), output.dtype), truth(task, VALIDATION))
 
 
 def _target_options(options: ConfigDict, tasks: Sequence[Task], config: FineTune) -> ConfigDict:
