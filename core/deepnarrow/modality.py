@@ -458,6 +458,8 @@ class Modality:
         again it goes on with what it began, and leaves alone what is finished.
         `progress(share, note)` shows how far it is, 0 to 1. The facts are JSON-able; `summary`, one
         line for people, is among them. Raises `InputError` before anything is written.
+      averages: `averages(scores) -> {name: value}`: what papers report of several tasks together,
+        from metrics by task and name; only what the scores suffice for. None for none.
       open_name: `open_name(text) -> expression` that a closed name, released or not, stands for by
         the rules of `catalogue`, or None; used in hints.
     """
@@ -477,4 +479,5 @@ class Modality:
     checkpoint_formats: Mapping[str, CheckpointFormat] = dataclasses.field(default_factory=dict)
     prepare: Callable[[ConfigDict, pathlib.Path, Callable[[float, str], None]],
                       Mapping[str, Any]] | None = None
+    averages: Callable[[Mapping[str, Mapping[str, float]]], Mapping[str, float]] | None = None
     open_name: Callable[[str], str | None] | None = None

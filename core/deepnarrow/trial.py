@@ -35,7 +35,7 @@ from deepnarrow.transfer.finetune import (
     make_finetune,
     task_labels,
 )
-from deepnarrow.trialrows import finetune_curve, finetune_outcomes, finetune_rows
+from deepnarrow.trialrows import average_rows, finetune_curve, finetune_outcomes, finetune_rows
 
 if TYPE_CHECKING:
     from deepnarrow.plugins import Registry
@@ -231,6 +231,8 @@ class UnitRunner:
                 if guess is not None:
                     measured.metrics.append(MetricRow(
                         "fine_tune", task.name, "majority", task.metric.direction, guess, "raw"))
+        modality = self.data[trial.modality].modality
+        measured.metrics.extend(list(average_rows(modality, measured.metrics)))
 
     # --- records ------------------------------------------------------------------------------
     def _directory(self, trial: Trial) -> Path:

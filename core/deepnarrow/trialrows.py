@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
-from deepnarrow.modality import Task
+from deepnarrow.modality import Modality, Task
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome
 from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskResult
 from deepnarrow.transfer.selection import quality
@@ -29,6 +30,27 @@ def finetune_rows(
                 yield MetricRow("fine_tune", task.name,
                                 name if split == "test" else f"{split}/{name}",
                                 metric.direction, value, origin, finetune_seed=seed)
+
+
+def average_rows(modality: Modality, rows: Sequence[MetricRow]) -> Iterator[MetricRow]:
+    """The averages over tasks that a modality's papers report, each as a task `NAME` of its own.
+
+    One row an average, origin, fine-tuning seed and split (the metric is `mean`, or `SPLIT/mean`);
+    none where a task of it is missing or diverged. All metrics are better the same way.
+    """
+    if modality.averages is None:
+        return
+    groups: dict[tuple, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row.stage == "fine_tune" and row.finetune_seed is not None and row.value is not None:
+            split, _, metric = row.metric.rpartition("/")
+            key = (row.origin, row.finetune_seed, split, row.direction)
+            groups[key][row.task][metric] = row.value
+    for (origin, seed, split, direction), scores in groups.items():
+        name = f"{split}/mean" if split else "mean"
+        for average, value in modality.averages(scores).items():
+            yield MetricRow("fine_tune", average, name, direction, value, origin,
+                            finetune_seed=seed)
 
 
 def finetune_outcomes(

@@ -18,6 +18,7 @@ from deepnarrow.contract import check_task
 from deepnarrow.errors import InputError
 from deepnarrow_text_t5.options import default_data_options, default_options
 from deepnarrow_text_t5.tasks import BENCHMARK_TASKS, build, metrics, prompts, tasks
+from deepnarrow_text_t5.tasks.averages import averages
 from deepnarrow_text_t5.tasks.examples import TextExample, halves
 from deepnarrow_text_t5.tasks.readers import read_lines
 from deepnarrow_text_t5.tasks.rows import encode
@@ -482,3 +483,16 @@ def test_wsc_finds_the_pronoun_where_the_index_misses():
            "span2_index": 5}
     assert prompts.wsc_pronoun(row, "test") == (
         'wsc: She said : "Help *him* ," he cried , "or it rains".')
+
+
+def test_benchmarks_serve_the_whole_validation_split_and_custom_tasks_do_not(colours):
+    known = make_tasks()
+    splits = {name: known[name].splits for name in ("glue_cola", "super_glue_cb", "squad")}
+    assert set(splits.values()) == {("train", "validation", "test", "validation_full")}
+    assert colours.splits == known["stdlib_module"].splits == ("train", "validation", "test")
+
+
+def test_averages_leave_out_what_lacks_a_metric_or_a_task():
+    scores = {"squad": {"em": 0.5, "f1": 0.75, "mean": 0.625}, "glue_cola": {"accuracy": 0.5},
+              "mine": {"accuracy": 1.0}}
+    assert averages(scores) == {"squad": 0.625}

@@ -44,6 +44,12 @@ def _prepare(
     return prepare(data_options, directory, progress)
 
 
+def _averages(scores: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
+    from deepnarrow_text_t5.tasks.averages import averages
+
+    return averages(scores)
+
+
 @hookimpl
 def deepnarrow_register_modalities() -> list[Modality]:
     """T5 encoder-decoders."""
@@ -60,5 +66,6 @@ def deepnarrow_register_modalities() -> list[Modality]:
         tasks=_tasks,
         adapt=adapt,
         prepare=_prepare,
+        averages=_averages,
         open_name=open_name,
     )]

@@ -18,6 +18,7 @@ from deepnarrow.errors import InputError, suggest
 from deepnarrow.modality import Task
 from deepnarrow_text_t5.tasks import custom
 from deepnarrow_text_t5.tasks.benchmark import (
+    SPLITS,
     TFDS,
     BenchmarkTask,
     locate,
@@ -87,7 +88,7 @@ def _benchmark(task: BenchmarkTask, data_options: ConfigDict) -> TextTask:
         return examples
 
     return TextTask(task.name, task.words, read, task.score, task.metrics, task.referenced,
-                    task.target_length)
+                    task.target_length, SPLITS)
 
 
 def _custom(name: str, line: str) -> TextTask:

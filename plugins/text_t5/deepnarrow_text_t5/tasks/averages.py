@@ -38,7 +38,7 @@ def averages(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     {'squad': 0.625}
     """
     task_scores = {name: _mean([scores[name][metric] for metric in METRICS[name]])
-                   for name in scores if name in METRICS}
+                   for name in scores if scores[name].keys() >= set(METRICS.get(name, ("",)))}
     found = {benchmark: _mean([task_scores[name] for name in names])
              for benchmark, names in BENCHMARKS.items() if task_scores.keys() >= set(names)}
     return {**found, ALL: _mean(list(found.values()))} if len(found) == len(BENCHMARKS) else found

@@ -38,6 +38,7 @@ class TextTask:
       metrics: what `score` gives; their mean is quoted where there are several.
       referenced: the truth is the examples' references, not their labels.
       target_length: tokens of the targets where the options do not say.
+      splits: what `read` serves.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TextTask:
     metrics: tuple[str, ...]
     referenced: bool
     target_length: int
+    splits: tuple[str, ...] = ("train", "validation", "test")
 
 
 def build_task(text_task: TextTask, data_options: ConfigDict) -> Task:
@@ -83,7 +85,8 @@ def build_task(text_task: TextTask, data_options: ConfigDict) -> Task:
 
     classes = words is not None
     return Task(
-        name=name, kinds=frozenset({"few_shot", "fine_tune"} if classes else {"fine_tune"}),
+        name=name, splits=text_task.splits,
+        kinds=frozenset({"few_shot", "fine_tune"} if classes else {"fine_tune"}),
         examples=lambda split: rows(split).source(),
         metric=Metric(quoted(text_task.metrics), "max"), score=score,
         num_classes=len(words) if words is not None else None,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepnarrow.errors import InputError, shorten
+from deepnarrow_text_t5.cache import share
 from deepnarrow_text_t5.tasks.benchmark import check_split
-from deepnarrow_text_t5.tasks.examples import TextExample, fraction
+from deepnarrow_text_t5.tasks.examples import TextExample
 from deepnarrow_text_t5.tasks.readers import Placed, column, read_jsonl, read_tsv, text
 
 FORM = "jsonl:PATH#TEXT->LABEL or tsv:PATH#TEXT->LABEL"
@@ -103,7 +104,7 @@ def read_split(name: str, line: str, split: str) -> list[TextExample]:
 
 
 def _split_of(row: str) -> str:
-    share = fraction("custom task", " ".join(row.lower().split()))
-    if share < TRAIN:
+    place = share("custom task", " ".join(row.lower().split()))
+    if place < TRAIN:
         return "train"
-    return "validation" if share < TRAIN + VALIDATION else "test"
+    return "validation" if place < TRAIN + VALIDATION else "test"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from deepnarrow.errors import InputError, shorten
+from deepnarrow_text_t5.cache import share
 
 
 class TextExample(NamedTuple):
@@ -50,13 +50,7 @@ def halves(examples: Sequence[TextExample]) -> tuple[list[TextExample], list[Tex
     included, is the select half. So the halves depend on the texts alone, not on their order or
     the format they came in, and hold every example once.
     """
-    groups = sorted({example.group for example in examples}, key=lambda g: fraction("halves", g))
+    groups = sorted({example.group for example in examples}, key=lambda g: share("halves", g))
     first = set(groups[:(len(groups) + 1) // 2])
     return ([example for example in examples if example.group in first],
             [example for example in examples if example.group not in first])
-
-
-def fraction(salt: str, text: str) -> float:
-    """Returns a number in [0, 1) that depends on `salt` and `text` only, uniform over texts."""
-    head = hashlib.sha256(f"{salt}\n{text}".encode()).digest()[:8]
-    return int.from_bytes(head, "big") / 2**64
