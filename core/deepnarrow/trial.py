@@ -25,6 +25,7 @@ from deepnarrow.files import write_json
 from deepnarrow.modality import Metric, Task
 from deepnarrow.plugins import notify
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
+from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
 from deepnarrow.store import Store
 from deepnarrow.train import Program, TrainResult, make_program, metric_names, step_bytes, train
 from deepnarrow.transfer.fewshot import chance, extract_features, majority_accuracy, probe
@@ -150,7 +151,8 @@ class UnitRunner:
 
     def _upstream(self, trial: Trial, program: Program, measured: Measured) -> TrainResult:
         upstream = self.data[trial.modality].upstream
-        with Checkpointer(self._directory(trial) / "checkpoints") as checkpointer:
+        write_run(self._directory(trial), self._run_info(trial))
+        with Checkpointer(self._directory(trial) / CHECKPOINTS) as checkpointer:
             result = train(
                 program, upstream.train, seed=trial.seed, batch_size=trial.protocol.batch_size,
                 run=self.config.run, validation=upstream.validation, checkpointer=checkpointer,
@@ -235,6 +237,12 @@ class UnitRunner:
     # --- records ------------------------------------------------------------------------------
     def _directory(self, trial: Trial) -> Path:
         return self.workdir / "runs" / trial.key
+
+    def _run_info(self, trial: Trial) -> RunInfo:
+        return RunInfo(
+            trial.modality, trial.architecture, trial.shape.name, trial.shape.shape, trial.options,
+            self.config.modalities[trial.modality].data,
+            {"kind": "trial", "study": self.config.name, "key": trial.key, "seed": trial.seed})
 
     def _record(
         self, trial: Trial, programs: CellPrograms, measured: Measured, result: TrainResult

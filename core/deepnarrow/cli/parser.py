@@ -263,6 +263,22 @@ def _report(parser: Parser) -> None:
                              "figures go beside the page")
 
 
+def _import(parser: Parser) -> None:
+    parser.add_argument("modality", metavar="MODALITY", help="deepnarrow list modalities")
+    parser.add_argument("format", metavar="FORMAT", help="the modality's checkpoint formats are in "
+                        "deepnarrow list modalities")
+    parser.add_argument("source", metavar="SRC", help="the foreign file or folder")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="what is made; it must not exist")
+    _set(parser, "OPTION=VALUE", "a model option that the checkpoint leaves open")
+
+
+def _export(parser: Parser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="made by import, or a study's "
+                        "WORKDIR/runs/KEY")
+    parser.add_argument("format", metavar="FORMAT", help="one of the modality's checkpoint formats")
+    parser.add_argument("target", metavar="DST", help="what is made; it must not exist")
+
+
 COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "list": ("what is installed", "deepnarrow.cli.listing:run", _list),
     "shape": ("what shapes cost", "deepnarrow.cli.shape:run", _shape),
@@ -271,6 +287,10 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "prepare": ("make a config's data ready, once", "deepnarrow.cli.prepare:run", _prepare),
     "status": ("how far a study is", "deepnarrow.cli.study:status", _status),
     "probe": ("few-shot probe of given features", "deepnarrow.cli.probe:run", _probe),
+    "import": ("make a run directory of a foreign checkpoint", "deepnarrow.cli.weights:import_",
+               _import),
+    "export": ("write a run's weights in a foreign layout", "deepnarrow.cli.weights:export",
+               _export),
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
     "report": ("write a study's report again", "deepnarrow.cli.analysis:report", _report),
 }
