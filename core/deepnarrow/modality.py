@@ -444,8 +444,8 @@ class CheckpointFormat:
     place whole; see `rundir.py`.
 
     Attributes:
-      inspect: `inspect(path) -> CheckpointHeader` of a file or folder; reads no array and imports
-        no JAX, so that a study is planned in seconds.
+      inspect: `inspect(path) -> CheckpointHeader` of a file or folder; reads configs and headers,
+        so that a study is planned in seconds.
       read: `read(path, header) -> params`: NumPy arrays, float32.
       write: `write(path, shape, options, params)` makes the file or folder `path`, which does not
         exist yet; None for a layout that is only read. Raises `NotApplicable` where the layout
