@@ -189,7 +189,7 @@ def export_checkpoint(
 
 # --- files --------------------------------------------------------------------------------------
 def _hash_files(path: str | Path, header: CheckpointHeader) -> dict[str, str]:
-    return {name: _sha256(checked_file(path, name)) for name in header.files}
+    return {name: sha256_of(checked_file(path, name)) for name in header.files}
 
 
 def checked_file(root: str | Path, name: str) -> Path:
@@ -214,7 +214,8 @@ def checked_file(root: str | Path, name: str) -> Path:
     return path
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Returns the sha256 (hex) of a file's content."""
     total = hashlib.sha256()
     try:
         with path.open("rb") as file:

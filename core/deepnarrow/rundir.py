@@ -100,8 +100,28 @@ def run_options(info: RunInfo, registry: Registry) -> ConfigDict:
     return resolve_options(modality.options, info.options, f"{RUN_FILE}: options")
 
 
-def load_params(run_dir: str | Path, registry: Registry) -> Params:
-    """Returns the newest weights of a run directory; imports JAX.
+def newest_step(run_dir: str | Path) -> int:
+    """Returns the newest step whose weights are whole.
+
+    Raises:
+      InputError: there is none yet.
+    """
+    folder = Path(run_dir) / CHECKPOINTS
+    # Orbax gives a step's folder its name once everything in it is written.
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    if not steps:
+        raise InputError(f"run directory '{run_dir}'", "has no weights",
+                         hint="nothing has been saved there yet")
+    return max(steps)
+
+
+def load_params(run_dir: str | Path, registry: Registry, step: int | None = None) -> Params:
+    """Returns the weights of a run directory that are evaluated and transferred; imports JAX.
+
+    Args:
+      run_dir: the run directory.
+      registry: of the loaded plugins.
+      step: whose weights; the newest unless told.
 
     Raises:
       InputError: there are none yet, or an array differs from the model's in path, shape or dtype;
@@ -112,7 +132,8 @@ def load_params(run_dir: str | Path, registry: Registry) -> Params:
     info = read_run(run_dir)
     arrays = count_costs(registry.modality(info.modality), registry.architecture(info.architecture),
                          info.shape, run_options(info, registry)).arrays
-    return restore_params(Path(run_dir) / CHECKPOINTS, abstract_params(arrays))
+    step = newest_step(run_dir) if step is None else step
+    return restore_params(Path(run_dir) / CHECKPOINTS, step, abstract_params(arrays))
 
 
 def abstract_params(arrays: Sequence[ParamArray]) -> Params:

@@ -186,7 +186,7 @@ def test_something_else_is_no_run_directory(tmp_path):
 def test_a_run_without_weights_says_so(tmp_path, registry, foreign):
     import_checkpoint("toy", "toy_npz", foreign, tmp_path / "run", registry)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(InputError, match=r"no such checkpoint.*nothing has been saved"):
+    with pytest.raises(InputError, match=r"has no weights.*nothing has been saved"):
         load_params(tmp_path / "run", registry)
 
 
