@@ -11,6 +11,7 @@ import toy
 
 from deepnarrow import hookimpl
 from deepnarrow.assemble import make_model
+from deepnarrow.cli import main
 from deepnarrow.config import CheckpointSource, ModalityStudy, StudyConfig, load_config
 from deepnarrow.errors import InputError
 from deepnarrow.foreign import import_checkpoint
@@ -226,3 +227,70 @@ def test_a_config_with_checkpoints_loads(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG % f'"checkpoints": ({ONE},), {FEW}')
     config = load_config(tmp_path / "config.py")
     assert config.modalities["toy"].checkpoints == (CheckpointSource("a", "toy_npz", "a.npz"),)
+
+
+# --- deepnarrow transfer --------------------------------------------------------------------------
+@pytest.fixture
+def transfer(tmp_path, registry, monkeypatch, capsys):
+    """`transfer(*arguments) -> (exit code, stdout, stderr)` on an imported toy."""
+    save_npz(tmp_path / "one.npz")
+    import_checkpoint("toy", "toy_npz", tmp_path / "one.npz", tmp_path / "run", registry)
+    monkeypatch.setattr("deepnarrow.plugins.registry", lambda: registry)
+
+    def call(*arguments):
+        code = main(["transfer", str(tmp_path / "run"), *arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+QUICK = ("--set", "protocol.fine_tune.examples=64", "--set", "protocol.few_shot.shots=(1, 5)")
+
+
+def test_transfer_prints_the_protocol_and_a_table(transfer):
+    code, out, _ = transfer("--tasks", "toy_task", *QUICK)
+    assert code == 0
+    assert "examples 64, batch_size 32" in out
+    assert "learning_rate 0.001" in out
+    assert "tiny: done" in out
+    for words in (("few_shot", "accuracy", "5", "pretrained"), ("few_shot", "chance", "raw"),
+                  ("fine_tune", "accuracy", "pretrained"), ("fine_tune", "majority", "raw")):
+        assert any(all(word in line for word in words) for line in out.splitlines()), words
+
+
+def test_transfer_as_json_has_every_value(transfer, tmp_path):
+    workdir = ("--workdir", str(tmp_path / "kept"))
+    code, out, _ = transfer("--tasks", "toy_task", *QUICK, *workdir, "--json")
+    document = json.loads(out)
+    assert (code, document["status"], document["source"]["format"]) == (0, "done", "toy_npz")
+    (row,) = [r for r in document["results"] if (r["stage"], r["shots"], r["origin"]) == (
+        "few_shot", 5, "pretrained")]
+    assert len(row["values"]) == 3
+    assert row["mean"] == pytest.approx(np.mean(row["values"]))
+    assert row["sd"] == pytest.approx(np.std(row["values"], ddof=1))
+    assert transfer("--tasks", "toy_task", *QUICK, *workdir, "--json")[1] == out  # not run again
+
+
+def test_transfer_takes_the_stages_of_a_config(transfer, tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG % f'"shapes": ("tiny",), {BUDGET}')
+    code, out, _ = transfer("--config", str(tmp_path / "config.py"), "--json",
+                            "--set", "protocol.few_shot.shots=(2,)")
+    protocol = json.loads(out)["protocol"]
+    assert code == 0
+    assert protocol["fine_tune"] is None
+    assert (protocol["few_shot"]["tasks"], protocol["few_shot"]["shots"]) == (["toy_task"], [2])
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((), "--tasks is missing"), (("--tasks", "toy_tsk"), "did you mean toy_task?"),
+    (("--tasks", "toy_task,"), "has no such task (got ''"),
+    (("--tasks", "toy_task", "--set", "protocol.fine_tune.exampels=3"), "did you mean examples?"),
+    (("--tasks", "toy_task", "--set", "data.nois=3"), "did you mean noise?"),
+    (("--tasks", "toy_task", "--set", "protocol.few_shot.shots=(99,)"), "too few examples"),
+    (("--config", "nowhere.py"), "no such file"),
+])
+def test_transfer_refuses_bad_arguments(transfer, arguments, message):
+    code, out, err = transfer(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err

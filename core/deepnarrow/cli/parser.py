@@ -279,6 +279,20 @@ def _export(parser: Parser) -> None:
     parser.add_argument("target", metavar="DST", help="what is made; it must not exist")
 
 
+def _transfer(parser: Parser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="made by import, or a study's "
+                        "WORKDIR/runs/KEY")
+    parser.add_argument("--tasks", metavar="NAME,NAME,...", action=Once,
+                        help="deepnarrow list tasks; each in the stages that it serves")
+    parser.add_argument("--config", metavar="CONFIG", action=Once, help="a study's config, whose "
+                        "transfer stages and data are used; it is run (default: 1, 5, 10 shots; "
+                        "fine-tuning as T5's, 20,000 examples)")
+    _set(parser, "KEY=VALUE", "changes them, e.g. protocol.fine_tune.examples=5000 or "
+         "data.source=NAME; several may be given")
+    parser.add_argument("--workdir", metavar="DIR", action=Once, help="keeps the record; what has "
+                        "been run there is not run again (default: nothing is kept)")
+
+
 COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "list": ("what is installed", "deepnarrow.cli.listing:run", _list),
     "shape": ("what shapes cost", "deepnarrow.cli.shape:run", _shape),
@@ -287,6 +301,8 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "prepare": ("make a config's data ready, once", "deepnarrow.cli.prepare:run", _prepare),
     "status": ("how far a study is", "deepnarrow.cli.study:status", _status),
     "probe": ("few-shot probe of given features", "deepnarrow.cli.probe:run", _probe),
+    "transfer": ("few-shot probe and fine-tuning of one trained model",
+                 "deepnarrow.cli.transfer:run", _transfer),
     "import": ("make a run directory of a foreign checkpoint", "deepnarrow.cli.weights:import_",
                _import),
     "export": ("write a run's weights in a foreign layout", "deepnarrow.cli.weights:export",
