@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from deepnarrow.modality import (
     EXAMPLE_MASK,
     Batch,
     BoundArchitecture,
+    CheckpointFormat,
+    CheckpointHeader,
     Costs,
     Example,
     FlopTerm,
@@ -75,6 +78,8 @@ def toy_modality() -> Modality:
         upstream=_upstream,
         tasks=_tasks,
         adapt=_adapt,
+        checkpoint_formats={"toy_npz": CheckpointFormat(_inspect_npz, _read_npz, _write_npz,
+                                                        architecture="toy_mlp")},
     )
 
 
@@ -237,6 +242,40 @@ def _adapt(
     shape = toy_modality().presets["tiny"].shape.replace(d_model=d_model)
     arrays = [a for a in _count_frame(shape, target_options).arrays if a.path in HEAD_PATHS]
     return {**params, **_init_arrays(arrays, key)}, HEAD_PATHS
+
+
+# --- a foreign layout: one `.npz`, its members our paths joined with "/" -------------------------
+def _inspect_npz(path: str) -> CheckpointHeader:
+    with np.load(path) as arrays:
+        layers, d_model, d_ff = arrays["encoder/layers/mlp/wi/kernel"].shape
+        shape = Shape(layers, 0, d_model=d_model, d_ff=d_ff, d_kv=8, num_heads=2)
+        options = {"num_classes": arrays["head/bias"].shape[0]}
+    return CheckpointHeader(shape, options, (pathlib.Path(path).name,))
+
+
+def _read_npz(path: str, header: CheckpointHeader) -> Params:
+    del header  # the arrays say everything
+    params: Params = {}
+    with np.load(path) as arrays:
+        for name, array in arrays.items():
+            node = params
+            for key in name.split("/")[:-1]:
+                node = node.setdefault(key, {})
+            node[name.split("/")[-1]] = array
+    return params
+
+
+def _write_npz(path: str, shape: Shape, options: ConfigDict, params: Params) -> None:
+    del options
+    arrays = {}
+    for array in (*_count_frame(shape, toy_modality().options).arrays,
+                  *_count_bound(shape, toy_modality().options).arrays):
+        node = params
+        for key in array.path:
+            node = node[key]
+        arrays["/".join(array.path)] = np.asarray(node)
+    with open(path, "wb") as file:  # a file, because `savez` adds an ending to a name
+        np.savez(file, **arrays)
 
 
 # --- the architecture: a stack of residual MLP layers --------------------------------------------

@@ -123,6 +123,39 @@ class Checkpointer:
             self._manager.delete(step)
 
 
+def restore_params(directory: str | os.PathLike[str], step: int, like: Any) -> Any:
+    """Returns the params of a run's checkpoint, whatever else its state holds.
+
+    Where the state has a moving average (`ema`), it is that, as in `TrainState.eval_params`.
+    Nothing in the directory is changed: the run may still be under way.
+
+    Args:
+      directory: of a `Checkpointer` whose states have a field or key `params`.
+      step: whose.
+      like: abstract arrays with the structure, shapes and dtypes that the params must have.
+
+    Raises:
+      InputError: there is no such checkpoint, or an array differs from `like`.
+    """
+    path = Path(directory).resolve()
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with ocp.CheckpointManager(
+        path, options=ocp.CheckpointManagerOptions(read_only=True),
+        item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+    ) as manager:
+        if step not in manager.all_steps():
+            raise InputError(f"checkpoint directory {path}", "no such checkpoint", got=step,
+                             expected=f"one of {manager.all_steps()}")
+        saved = manager.item_metadata(step)["state"].tree
+        name = "ema" if saved.get("ema") else "params"
+        check_like(f"checkpoint {path / str(step)}", saved.get(name, {}), like)
+        wanted = {name: _placed(like)}
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(
+            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True)))
+    return restored["state"][name]
+
+
 def check_like(where: str, saved: Any, like: Any) -> None:
     """Raises `InputError` unless both trees have the same paths, shapes and dtypes.
 

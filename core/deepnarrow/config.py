@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.errors import InputError, shorten, suggest
-from deepnarrow.protocol import MAX_SEED, Protocol, RunOptions
+from deepnarrow.protocol import MAX_SEED, Pretraining, Protocol, RunOptions
 from deepnarrow.settings import Report, apply_settings, build, build_value, like, parse_settings
 
 if TYPE_CHECKING:
@@ -29,28 +29,83 @@ MAX_NAME = 100
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointSource:
+    """A trained model that a study starts from instead of pre-training one.
+
+    Attributes:
+      name: what the records call it; one with a `step` is called `NAME@STEP`.
+      format: one of the modality's checkpoint formats, or `run` for a run directory.
+      path: the file or folder.
+      step: pre-training step of an intermediate checkpoint; None for the final one.
+    """
+
+    name: str
+    format: str
+    path: str
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or len(self.name) > MAX_NAME or not self.name.isprintable():
+            raise InputError("checkpoint", "name cannot be used", got=repr(shorten(self.name)),
+                             expected=f"1 to {MAX_NAME} printable characters")
+        if self.step is not None and self.step < 0:
+            raise InputError("checkpoint", "step is out of range", got=self.step, expected=">= 0")
+
+    @property
+    def label(self) -> str:
+        """`NAME`, or `NAME@STEP`."""
+        return self.name if self.step is None else f"{self.name}@{self.step}"
+
+
+@dataclasses.dataclass(frozen=True)
 class ModalityStudy:
-    """One modality's part of a study.
+    """One modality's part of a study: shapes to pre-train, or checkpoints to start from.
 
     Attributes:
       modality: its registered name: the key under `modalities`, so a config need not repeat it.
       shapes: shape expressions, e.g. `("tiny", "tiny-nl8")`.
-      protocol: budget, optimiser and transfer stages.
+      protocol: budget, optimiser and transfer stages; with checkpoints only the latter.
       architectures: names of architectures; every shape is built of each.
       options: model options laid over the modality's defaults.
       data: data options laid over the modality's defaults.
+      checkpoints: trained models, each a cell that is transferred as it is, once; its seeds are
+        those of fine-tuning and of the shots.
+      evaluate_upstream: measure the checkpoints on upstream's validation split, too.
     """
 
     modality: str
-    shapes: tuple[str, ...]
-    protocol: Protocol
+    shapes: tuple[str, ...] = ()
+    protocol: Protocol = dataclasses.field(default_factory=Protocol)
     architectures: tuple[str, ...] = ("transformer",)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoints: tuple[CheckpointSource, ...] = ()
+    evaluate_upstream: bool = False
 
     def __post_init__(self) -> None:
-        _check_unique("modality", "shapes", self.shapes)
         _check_unique("modality", "architectures", self.architectures)
+        if self.checkpoints:
+            self._check_checkpoints()
+            return
+        _check_unique("modality", "shapes", self.shapes)
+        _ = self.protocol.pretraining  # raises where some of it is missing
+        if self.evaluate_upstream:
+            raise InputError("modality", "evaluate_upstream is for checkpoints, and there are none",
+                             hint="leave it out; shapes are always evaluated")
+
+    def _check_checkpoints(self) -> None:
+        _check_unique("modality", "checkpoints", [source.label for source in self.checkpoints])
+        if not (self.protocol.few_shot or self.protocol.fine_tune or self.evaluate_upstream):
+            raise InputError("modality", "protocol has nothing to do with the checkpoints",
+                             expected="few_shot, fine_tune or evaluate_upstream=True")
+        if self.shapes:
+            raise InputError("modality", "shapes do not go with checkpoints, which had another "
+                             "pre-training", got=", ".join(self.shapes),
+                             hint="make two studies, and compare them")
+        given = [name for name in Pretraining._fields if getattr(self.protocol, name) is not None]
+        if given:
+            raise InputError("modality", f"protocol has {', '.join(given)}, but checkpoints are "
+                             "not pre-trained", hint="leave it out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from deepnarrow.errors import PluginError, shorten
-from deepnarrow.modality import AnyArchitecture, BoundArchitecture, Metric, Modality, Task
+from deepnarrow.modality import (
+    AnyArchitecture,
+    BoundArchitecture,
+    CheckpointFormat,
+    Metric,
+    Modality,
+    Task,
+)
 from deepnarrow.ops import ShapeOp
 from deepnarrow.shape import Preset, Shape
 
@@ -60,6 +67,10 @@ def check_modality(modality: Modality) -> None:
             raise PluginError("", f"{where}: preset {name!r} is not a Preset",
                               got=type(preset).__name__)
         _check_options(where, modality, f"preset {name!r} overrides", preset.overrides)
+    for name, found in modality.checkpoint_formats.items():
+        if not isinstance(found, CheckpointFormat):
+            raise PluginError("", f"{where}: checkpoint format {name!r} is no CheckpointFormat",
+                              got=type(found).__name__)
     if "tiny" not in modality.presets:
         raise PluginError("", f"{where} has no preset 'tiny', which every check runs on")
     _check_options(where, modality, "lacks an option that every modality declares:",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,3 +110,52 @@ class WorkdirLock:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def check_new(path: Path) -> None:
+    """Raises `InputError` where something has that name already."""
+    if os.path.lexists(path):
+        raise InputError(f"output '{path}'", "exists already",
+                         hint="name another, or remove it first")
+
+
+@contextlib.contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """Makes a file or a folder whole or not at all: yields where to make it, then moves it there.
+
+    What was made is forced to disk before it gets its name; if the block raises, it is removed.
+
+    Raises:
+      InputError: something has that name already, or the place cannot be written.
+    """
+    check_new(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # of a process that was killed and had our id
+        yield temporary
+        for made in [*temporary.rglob("*"), temporary]:
+            _sync(made)
+        os.rename(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise InputError(f"output '{path}'", "cannot be written", got=error.strerror or error,
+                         hint="name a place you may write to, with room for it") from error
+    finally:
+        _remove(temporary)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from deepnarrow.errors import InputError
 
@@ -288,26 +288,49 @@ class FineTune:
         return max(1, self.examples // self.batch_size)
 
 
+class Pretraining(NamedTuple):
+    """How a model is pre-trained: examples a step, how long, and with what."""
+
+    batch_size: int
+    budget: Budget
+    optimizer: OptimizerConfig
+
+
 @dataclasses.dataclass(frozen=True)
 class Protocol:
     """Everything besides data, model and seed that determines a trial's result.
 
     Attributes:
-      batch_size: examples a step of pre-training.
+      batch_size: examples a step of pre-training; None, as the two that follow, where nothing is
+        pre-trained because the study starts from checkpoints.
       budget: how long to pre-train.
       optimizer: optimiser and schedule of pre-training.
       few_shot: the probe stage, or None.
       fine_tune: the fine-tuning stage, or None.
     """
 
-    batch_size: int
-    budget: Budget
-    optimizer: OptimizerConfig
+    batch_size: int | None = None
+    budget: Budget | None = None
+    optimizer: OptimizerConfig | None = None
     few_shot: FewShot | None = None
     fine_tune: FineTune | None = None
 
     def __post_init__(self) -> None:
-        check_range("protocol", "batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            check_range("protocol", "batch_size", self.batch_size, 1)
+
+    @property
+    def pretraining(self) -> Pretraining:
+        """What every shape needs.
+
+        Raises:
+          InputError: some of it is missing.
+        """
+        if self.batch_size is None or self.budget is None or self.optimizer is None:
+            missing = [name for name in Pretraining._fields if getattr(self, name) is None]
+            raise InputError("protocol", f"protocol lacks {', '.join(missing)}",
+                             hint="shapes are pre-trained; checkpoints are not")
+        return Pretraining(self.batch_size, self.budget, self.optimizer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,9 @@ def dry_run(config: StudyConfig, registry: Registry) -> list[dict[str, Any]]:
 
 
 def _checkpoint_bytes(cell: Cell) -> int:
-    averages = bool(cell.trial.protocol.optimizer.ema_decay)
+    if not cell.steps:
+        return 0  # a checkpoint stays where it is
+    averages = bool(cell.trial.protocol.pretraining.optimizer.ema_decay)
     return CHECKPOINTS * 4 * cell.costs.params_total * (1 + MOMENTS + averages)
 
 

@@ -9,10 +9,11 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from deepnarrow import environment
@@ -24,9 +25,19 @@ from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import write_json
 from deepnarrow.modality import Metric, Task
 from deepnarrow.plugins import notify
+from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
+from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
 from deepnarrow.store import Store
-from deepnarrow.train import Program, TrainResult, make_program, metric_names, step_bytes, train
+from deepnarrow.train import (
+    Program,
+    TrainResult,
+    evaluate,
+    make_program,
+    metric_names,
+    step_bytes,
+    train,
+)
 from deepnarrow.transfer.fewshot import chance, extract_features, majority_accuracy, probe
 from deepnarrow.transfer.finetune import (
     FineTuneProgram,
@@ -45,6 +56,8 @@ if TYPE_CHECKING:
     from deepnarrow.trials import Cell, ModalityData, Trial, Unit
 
 EVAL_BATCH = 256
+# Of programs that only apply a checkpoint.
+_NO_TRAINING = OptimizerConfig("adafactor", 1e-3, "constant")
 _FINETUNE = 1  # tells fine-tuning's seeds from pre-training's
 
 
@@ -125,20 +138,27 @@ class UnitRunner:
         options = resolve_options(data.modality.options, trial.options, "options")
         shape, stage = trial.shape.shape, trial.protocol.fine_tune
         model = make_model(data.modality, architecture, shape, options)
-        program = make_program(model, trial.protocol.optimizer, self.cells[trial.key].steps)
-        batch = next(eval_batches(data.upstream.train, trial.protocol.batch_size))
-        _check_metric(data.upstream.metric, metric_names(program, batch), trial.modality)
+        steps = self.cells[trial.key].steps
+        program = (make_program(model, trial.protocol.pretraining.optimizer, steps)
+                   if trial.checkpoint is None else make_program(model, _NO_TRAINING, 1))
         finetunes = () if stage is None else tuple(
             make_finetune(data.modality, architecture, shape, options, together, stage)
             for together in _trained_together(stage, data.finetune_tasks))
+        if trial.checkpoint is not None:
+            return CellPrograms(program, finetunes, None)
+        batch = next(eval_batches(data.upstream.train, trial.protocol.pretraining.batch_size))
+        _check_metric(data.upstream.metric, metric_names(program, batch), trial.modality)
         return CellPrograms(program, finetunes, step_bytes(program, batch))
 
     # --- stages -------------------------------------------------------------------------------
     def _run(self, trial: Trial, programs: CellPrograms) -> Record:
-        measured = Measured()
-        result = self._upstream(trial, programs.program, measured)
-        if result.status == "done":
+        measured, result = Measured(), None
+        if trial.checkpoint is None:
+            result = self._upstream(trial, programs.program, measured)
             params = result.state.eval_params
+        else:
+            params = self._checkpoint(trial, programs.program, measured)
+        if result is None or result.status == "done":
             if trial.protocol.few_shot:
                 with measured.timed("few_shot"):
                     self._few_shot(trial, trial.protocol.few_shot, programs.program, params,
@@ -150,10 +170,12 @@ class UnitRunner:
 
     def _upstream(self, trial: Trial, program: Program, measured: Measured) -> TrainResult:
         upstream = self.data[trial.modality].upstream
-        with Checkpointer(self._directory(trial) / "checkpoints") as checkpointer:
+        write_run(self._directory(trial), self._run_info(trial))
+        with Checkpointer(self._directory(trial) / CHECKPOINTS) as checkpointer:
             result = train(
-                program, upstream.train, seed=trial.seed, batch_size=trial.protocol.batch_size,
-                run=self.config.run, validation=upstream.validation, checkpointer=checkpointer,
+                program, upstream.train, seed=trial.seed,
+                batch_size=trial.protocol.pretraining.batch_size, run=self.config.run,
+                validation=upstream.validation, checkpointer=checkpointer,
                 progress=self.progress.steps, on_log=self._observer(trial, program),
                 should_stop=self.stop)
         _stop_if(result.status == "preempted")
@@ -162,6 +184,29 @@ class UnitRunner:
         if result.status == "done":
             measured.metrics.extend(_upstream_rows(upstream.metric, result))
         return result
+
+    def _checkpoint(self, trial: Trial, program: Program, measured: Measured) -> Any:
+        """Reads the checkpoint that stands for pre-training, adapted to the data's options."""
+        data = self.data[trial.modality]
+        found = data.pretrained[trial.shape.name]
+        options = resolve_options(data.modality.options, trial.options, "options")
+        drawn: Sequence[tuple[str, ...]] = ()
+        with measured.timed("upstream"):
+            params = found.load()
+            if options.to_dict() != found.options.to_dict():
+                key = jax.random.key(trial.seed)
+                params, drawn = data.modality.adapt(params, found.options, options, key)
+            if self.config.modalities[trial.modality].evaluate_upstream:
+                if drawn:
+                    raise InputError(
+                        f"checkpoint {trial.shape.name!r}", "cannot be evaluated upstream: it "
+                        "predicts something else", got=f"new {'/'.join(drawn[0])}",
+                        hint="set evaluate_upstream=False")
+                upstream = data.upstream
+                means = evaluate(program, params, upstream.validation, EVAL_BATCH, self.stop)
+                _check_metric(upstream.metric, set(means), trial.modality)
+                measured.metrics.extend(_quality_rows(upstream.metric, means))
+        return params
 
     def _observer(
         self, trial: Trial, program: Program
@@ -238,21 +283,28 @@ class UnitRunner:
     def _directory(self, trial: Trial) -> Path:
         return self.workdir / "runs" / trial.key
 
+    def _run_info(self, trial: Trial) -> RunInfo:
+        return RunInfo(
+            trial.modality, trial.architecture, trial.shape.name, trial.shape.shape, trial.options,
+            self.config.modalities[trial.modality].data,
+            {"kind": "trial", "study": self.config.name, "key": trial.key, "seed": trial.seed})
+
     def _record(
-        self, trial: Trial, programs: CellPrograms, measured: Measured, result: TrainResult
+        self, trial: Trial, programs: CellPrograms, measured: Measured, result: TrainResult | None
     ) -> Record:
         costs = self.cells[trial.key].costs
-        examples = result.steps * trial.protocol.batch_size
+        # What somebody else's pre-training took is not known.
+        examples = result and result.steps * trial.protocol.pretraining.batch_size
         return dataclasses.replace(
             self._blank(trial),
-            status="diverged" if result.status == "diverged" else "done",
+            status="diverged" if result and result.status == "diverged" else "done",
             costs={
                 "params_total": float(costs.params_total),
                 "params_non_embedding": float(costs.params_non_embedding),
                 "flops_forward_per_example": costs.flops_forward_per_example,
-                "flops_train_total": costs.flops_train_per_example * examples,
-                "tokens_seen": float(examples * costs.tokens_per_example),
-                "step_time_s": result.step_time_s,
+                "flops_train_total": examples and costs.flops_train_per_example * examples,
+                "tokens_seen": examples and float(examples * costs.tokens_per_example),
+                "step_time_s": result and result.step_time_s,
                 "peak_bytes": programs.peak_bytes,
             },
             environment={**environment.describe(), "seconds": sum(measured.seconds.values()),
@@ -319,12 +371,16 @@ def _check_metric(metric: Metric, known: set[str], modality: str) -> None:
 
 def _upstream_rows(metric: Metric, result: TrainResult) -> list[MetricRow]:
     """Quality on the validation split after the last step, which `train` has evaluated."""
-    last = {p.name: p.value for p in result.curve
-            if p.name.startswith("validation/") and p.step == result.steps}
-    value = last[f"validation/{metric.name}"]
-    rows = [MetricRow("upstream", "", metric.name, metric.direction, value)]
+    return _quality_rows(metric, {
+        p.name.removeprefix("validation/"): p.value for p in result.curve
+        if p.name.startswith("validation/") and p.step == result.steps})
+
+
+def _quality_rows(metric: Metric, means: Mapping[str, float | None]) -> list[MetricRow]:
+    """Upstream's metric and the loss."""
+    rows = [MetricRow("upstream", "", metric.name, metric.direction, means[metric.name])]
     if metric.name != "loss":
-        rows.append(MetricRow("upstream", "", "loss", "min", last["validation/loss"]))
+        rows.append(MetricRow("upstream", "", "loss", "min", means["loss"]))
     return rows
 
 

@@ -7,7 +7,7 @@ seconds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from deepnarrow.errors import InputError
 from deepnarrow.modality import Modality, Task, Upstream
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
+from deepnarrow.pretrained import Pretrained, open_pretrained
 from deepnarrow.protocol import FewShot, FineTune, Protocol
 from deepnarrow.trialkey import REVISION, trial_key
 
@@ -34,6 +35,7 @@ class ModalityData:
       finetune_tasks: the fine-tune tasks that the protocol names, with its stage's options.
       facts: what determines results on the data's side: content hashes by split, and how each
         task changes the model.
+      pretrained: the checkpoints that the study starts from, by their labels.
     """
 
     modality: Modality
@@ -41,6 +43,7 @@ class ModalityData:
     tasks: Mapping[str, Task]
     finetune_tasks: Mapping[str, Task]
     facts: Mapping[str, Any]
+    pretrained: Mapping[str, Pretrained] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Trial:
       options: the model's resolved options.
       data: content hashes of everything it reads, and the tasks' settings.
       protocol: budgets and stages.
-      seed: the pre-training seed.
+      seed: the pre-training seed; 0 where a checkpoint stands for pre-training.
+      checkpoint: what is known of that checkpoint (`Pretrained.facts`), or None.
     """
 
     modality: str
@@ -64,9 +68,11 @@ class Trial:
     data: Mapping[str, Any]
     protocol: Protocol
     seed: int
+    checkpoint: Mapping[str, Any] | None = None
 
     def config(self) -> dict[str, Any]:
         """Everything that determines the result, JSON-able: what the key is a hash of."""
+        checkpoint = {} if self.checkpoint is None else {"checkpoint": dict(self.checkpoint)}
         return {
             "revision": REVISION,
             "modality": self.modality,
@@ -76,6 +82,7 @@ class Trial:
             "data": dict(self.data),
             "protocol": dataclasses.asdict(self.protocol),
             "seed": self.seed,
+            **checkpoint,
         }
 
     @property
@@ -101,8 +108,10 @@ class Cell:
 
     @property
     def flops_train_total(self) -> float:
-        """FLOPs of the whole pre-training."""
-        examples = self.steps * self.trial.protocol.batch_size
+        """FLOPs of the whole pre-training; 0 where there is none."""
+        if not self.steps:
+            return 0.0
+        examples = self.steps * self.trial.protocol.pretraining.batch_size
         return self.costs.flops_train_per_example * examples
 
 
@@ -136,7 +145,13 @@ def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
             facts |= _task_facts(task, kind)
             if isinstance(stage, FewShot):
                 _check_shots(task, stage, place)
-    return ModalityData(modality, upstream, tasks["few_shot"], tasks["fine_tune"], facts)
+    pretrained = {
+        source.label: open_pretrained(source, modality, registry, f"{where}.checkpoints[{i}]")
+        for i, source in enumerate(study.checkpoints)}
+    if pretrained and not study.evaluate_upstream:
+        facts = {name: fact for name, fact in facts.items() if not name.startswith("upstream/")}
+    return ModalityData(modality, upstream, tasks["few_shot"], tasks["fine_tune"], facts,
+                        pretrained)
 
 
 def _task_facts(task: Task, kind: str) -> dict[str, Any]:
@@ -207,22 +222,38 @@ def plan_trials(
     Equal shapes are run once, under the name that stands first.
     """
     trials: dict[str, Trial] = {}
-    notes: list[str] = []
+    notes: dict[str, None] = {}
     for name, study in config.modalities.items():
-        vocabulary = registry.vocabulary(data[name].modality)
-        for architecture in study.architectures:
-            for expression in study.shapes:
-                named = resolve(expression, vocabulary)
-                check_operators(named, registry.architecture(architecture))
-                options = _cell_options(study, data[name], named)
-                for seed in config.seeds:
-                    trial = Trial(study.modality, architecture, named, options, data[name].facts,
-                                  study.protocol, seed)
-                    first = trials.setdefault(trial.key, trial)
-                    if first is not trial and seed == config.seeds[0]:
-                        notes.append(f"{study.modality}: {named.name} is {first.shape.name}; "
-                                     "it is run once")
-    return list(trials.values()), notes
+        own = (_checkpoint_trials(study, data[name]) if study.checkpoints
+               else _shape_trials(study, data[name], config.seeds, registry))
+        for trial in own:
+            first = trials.setdefault(trial.key, trial)
+            if first is not trial:
+                notes[f"{study.modality}: {trial.shape.name} is {first.shape.name}; it is run "
+                      "once"] = None
+    return list(trials.values()), list(notes)
+
+
+def _shape_trials(
+    study: ModalityStudy, data: ModalityData, seeds: Sequence[int], registry: Registry
+) -> Iterator[Trial]:
+    vocabulary = registry.vocabulary(data.modality)
+    for architecture in study.architectures:
+        for expression in study.shapes:
+            named = resolve(expression, vocabulary)
+            check_operators(named, registry.architecture(architecture))
+            options = _cell_options(study, data, named)
+            for seed in seeds:
+                yield Trial(study.modality, architecture, named, options, data.facts,
+                            study.protocol, seed)
+
+
+def _checkpoint_trials(study: ModalityStudy, data: ModalityData) -> Iterator[Trial]:
+    """One trial a checkpoint; its options are the checkpoint's but for what the data decides."""
+    for label, found in data.pretrained.items():
+        named = NamedShape(label, found.shape, found.options.to_dict())
+        yield Trial(study.modality, found.architecture, named, _cell_options(study, data, named),
+                    data.facts, study.protocol, seed=0, checkpoint=found.facts)
 
 
 def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
@@ -230,14 +261,15 @@ def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
     options = resolve_options(data.modality.options, trial.options, "options")
     architecture = registry.architecture(trial.architecture)
     costs = summarize(count_costs(data.modality, architecture, trial.shape.shape, options))
-    protocol = trial.protocol
-    steps = protocol.budget.steps(
-        protocol.batch_size, num_examples=data.upstream.train.num_examples,
-        tokens_per_example=costs.tokens_per_example,
-        train_flops_per_example=costs.flops_train_per_example)
-    where = f"modalities.{trial.modality}.protocol"
-    protocol.optimizer.check_steps(f"{where}.optimizer", steps)
+    protocol, where = trial.protocol, f"modalities.{trial.modality}.protocol"
     if protocol.fine_tune:
         protocol.fine_tune.optimizer.check_steps(f"{where}.fine_tune.optimizer",
                                                  protocol.fine_tune.steps)
+    if trial.checkpoint is not None:
+        return Cell(trial, costs, steps=0)
+    steps = protocol.pretraining.budget.steps(
+        protocol.pretraining.batch_size, num_examples=data.upstream.train.num_examples,
+        tokens_per_example=costs.tokens_per_example,
+        train_flops_per_example=costs.flops_train_per_example)
+    protocol.pretraining.optimizer.check_steps(f"{where}.optimizer", steps)
     return Cell(trial, costs, steps)

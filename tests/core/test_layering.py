@@ -22,11 +22,11 @@ HEAVY = ("jax", "flax", "optax", "grain", "orbax", "tensorflow")
 # Analysis, and everything that a command needs before it trains.
 WITHOUT_JAX = [
     "deepnarrow", "builtin", "cli", "cli.analysis", "cli.listing", "cli.parser", "cli.probe",
-    "cli.shape", "cli.study", "cli.train", "config", "contract", "cost", "errors", "export",
-    "hardware", "hookspecs", "layers.transformer", "modality", "ops", "pareto", "plugins",
-    "protocol", "records", "report", "report.page", "report.tables", "report.terminal",
-    "report.text", "settings", "shape", "store", "strategies", "study", "transfer.fewshot",
-    "trialkey",
+    "cli.shape", "cli.study", "cli.train", "cli.transfer", "cli.weights", "config", "contract",
+    "cost", "errors", "export", "foreign", "hardware", "hookspecs", "layers.transformer",
+    "modality", "ops", "pareto", "plugins", "pretrained", "protocol", "records", "report",
+    "report.page", "report.tables", "report.terminal", "report.text", "rundir", "settings", "shape",
+    "store", "strategies", "study", "tensorfiles", "transfer.fewshot", "trialkey",
 ]
 MAX_FUNCTION_LINES = 80
 MAX_MODULE_LINES = 500

@@ -13,6 +13,7 @@ from deepnarrow.config import ModalityStudy, StudyConfig
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol, RunOptions
+from deepnarrow.rundir import load_params, read_run
 from deepnarrow.signals import StopRequest
 from deepnarrow.store import Store
 from deepnarrow.study import dry_run, run_study, study_status
@@ -98,6 +99,11 @@ def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, regis
         assert {o.stage for o in outcomes} == {"few_shot", "fine_tune"}
         assert all(len(o.values) == 41 for o in outcomes)  # the toy's test split
     assert (tmp_path / "report" / "report.html").exists()
+    for key in before:  # every trial is a run directory
+        info = read_run(tmp_path / "runs" / key)
+        assert (info.modality, info.source["key"]) == ("toy", key)
+        params = load_params(tmp_path / "runs" / key, registry)
+        assert params["encoder"]["layers"]["mlp"]["wi"]["kernel"].shape[2] == info.shape.d_ff
 
 
 @pytest.mark.usefixtures("no_report")

@@ -65,7 +65,8 @@ def _modalities(found: Registry) -> list[Row]:
     return [{"name": name, "distribution": found.owners["modalities", name],
              "presets": list(modality.presets), "catalogue": len(modality.catalogue),
              "options": list(modality.options.keys()),
-             "data_options": list(modality.data_options.keys())}
+             "data_options": list(modality.data_options.keys()),
+             "checkpoint_formats": list(modality.checkpoint_formats)}
             for name, modality in found.modalities.items()]
 
 

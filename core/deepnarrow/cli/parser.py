@@ -263,6 +263,36 @@ def _report(parser: Parser) -> None:
                              "figures go beside the page")
 
 
+def _import(parser: Parser) -> None:
+    parser.add_argument("modality", metavar="MODALITY", help="deepnarrow list modalities")
+    parser.add_argument("format", metavar="FORMAT", help="the modality's checkpoint formats are in "
+                        "deepnarrow list modalities")
+    parser.add_argument("source", metavar="SRC", help="the foreign file or folder")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="what is made; it must not exist")
+    _set(parser, "OPTION=VALUE", "a model option that the checkpoint leaves open")
+
+
+def _export(parser: Parser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="made by import, or a study's "
+                        "WORKDIR/runs/KEY")
+    parser.add_argument("format", metavar="FORMAT", help="one of the modality's checkpoint formats")
+    parser.add_argument("target", metavar="DST", help="what is made; it must not exist")
+
+
+def _transfer(parser: Parser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="made by import, or a study's "
+                        "WORKDIR/runs/KEY")
+    parser.add_argument("--tasks", metavar="NAME,NAME,...", action=Once,
+                        help="deepnarrow list tasks; each in the stages that it serves")
+    parser.add_argument("--config", metavar="CONFIG", action=Once, help="a study's config, whose "
+                        "transfer stages and data are used; it is run (default: 1, 5, 10 shots; "
+                        "fine-tuning as T5's, 20,000 examples)")
+    _set(parser, "KEY=VALUE", "changes them, e.g. protocol.fine_tune.examples=5000 or "
+         "data.source=NAME; several may be given")
+    parser.add_argument("--workdir", metavar="DIR", action=Once, help="keeps the record; what has "
+                        "been run there is not run again (default: nothing is kept)")
+
+
 COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "list": ("what is installed", "deepnarrow.cli.listing:run", _list),
     "shape": ("what shapes cost", "deepnarrow.cli.shape:run", _shape),
@@ -271,6 +301,12 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "prepare": ("make a config's data ready, once", "deepnarrow.cli.prepare:run", _prepare),
     "status": ("how far a study is", "deepnarrow.cli.study:status", _status),
     "probe": ("few-shot probe of given features", "deepnarrow.cli.probe:run", _probe),
+    "transfer": ("few-shot probe and fine-tuning of one trained model",
+                 "deepnarrow.cli.transfer:run", _transfer),
+    "import": ("make a run directory of a foreign checkpoint", "deepnarrow.cli.weights:import_",
+               _import),
+    "export": ("write a run's weights in a foreign layout", "deepnarrow.cli.weights:export",
+               _export),
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
     "report": ("write a study's report again", "deepnarrow.cli.analysis:report", _report),
 }

@@ -19,6 +19,9 @@ from deepnarrow.shape import Shape
 TABLE = "shared.weight"
 # Names under which a state dict repeats the shared table.
 TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+# Old releases carry a bias that no layer uses.
+UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+_MAX_NAMED = 5  # arrays that differ, in an error
 _PROJECTIONS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 
 
@@ -64,7 +67,7 @@ def from_hugging_face(state: Mapping[str, np.ndarray], shape: Shape) -> Params:
     params: Params = {"embedding": np.asarray(table, np.float32)}
     for entry in entries(shape, _num_buckets(state)):
         layers = [_ours(entry, name, _take(left, name)) for name in _names(entry)]
-        _put(params, entry.path, np.stack(layers) if entry.layers else layers[0])
+        put(params, entry.path, np.stack(layers) if entry.layers else layers[0])
     if left:
         raise InputError("weights", "hold arrays that this shape has no place for",
                          got=", ".join(sorted(left)[:3]), hint="check the shape's layers")
@@ -83,6 +86,34 @@ def to_hugging_face(params: Params, shape: Shape) -> dict[str, np.ndarray]:
         for name, layer in zip(_names(entry), layers, strict=True):
             state[name] = _theirs(entry, layer)
     return state
+
+
+def check_state(
+    where: str, found: Mapping[str, tuple[int, ...]], shape: Shape, vocab_size: int,
+    num_buckets: int,
+) -> None:
+    """Compares the shapes of a state dict's arrays with those that a T5 of `shape` has.
+
+    Raises:
+      InputError: with the names that differ, what is there and what should be.
+    """
+    expected = {TABLE: (vocab_size, shape.d_model)}
+    for entry in entries(shape, num_buckets):
+        expected |= dict.fromkeys(_names(entry), _their_shape(entry))
+    optional = {**dict.fromkeys(TIED, expected[TABLE]),
+                **{name: found[name] for name in UNUSED if name in found}}
+    wrong = [name for name in sorted(found.keys() | expected.keys())
+             if found.get(name) != expected.get(name, optional.get(name))]
+    if wrong:
+        facts = [f"{name}: {_show(found.get(name))}, not {_show(expected.get(name))}"
+                 for name in wrong[:_MAX_NAMED]]
+        raise InputError(where, f"{len(wrong)} arrays differ from those of its config: "
+                         f"{'; '.join(facts)}{'; ...' if len(wrong) > _MAX_NAMED else ''}",
+                         hint="are config and weights of the same model?")
+
+
+def _show(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
 
 
 def entries(shape: Shape, num_buckets: int) -> Iterator[Entry]:
@@ -164,7 +195,8 @@ def _their_shape(entry: Entry) -> tuple[int, ...]:
     return (int(np.prod(outputs)), int(np.prod(inputs)))
 
 
-def _put(params: Params, path: Path, array: np.ndarray) -> None:
+def put(params: Params, path: Path, array: np.ndarray) -> None:
+    """Sets the array at `path` of a nested dict."""
     node = params
     for name in path[:-1]:
         node = node.setdefault(name, {})
