@@ -24,6 +24,7 @@ from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import write_json
 from deepnarrow.modality import Metric, Task
 from deepnarrow.plugins import notify
+from deepnarrow.protocol import AUTO
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.store import Store
 from deepnarrow.train import Program, TrainResult, make_program, metric_names, step_bytes, train
@@ -330,16 +331,20 @@ def _probe_rows(
     task: Task, stage: FewShot, train_xy: tuple[np.ndarray, np.ndarray],
     test_xy: tuple[np.ndarray, np.ndarray], origin: Origin,
 ) -> tuple[list[MetricRow], list[Outcome]]:
-    """Probes all shots and seeds; one row each, and the outcome of every test example."""
+    """Probes all shots and seeds with every strength: a row and every test example's outcome."""
     assert task.num_classes is not None
-    seeds = tuple(range(stage.seeds))
     result = probe(*train_xy, *test_xy, num_classes=task.num_classes, shots=stage.shots,
-                   seeds=seeds, l2=(stage.l2,))
+                   seeds=range(stage.seeds), l2=stage.strengths)
     rows, outcomes = [], []
-    for i, shots in enumerate(stage.shots):
-        for j, seed in enumerate(seeds):
-            rows.append(MetricRow("few_shot", task.name, "accuracy", "max",
-                                  float(result.accuracy[0, i, j]), origin, shots, seed))
-            outcomes.append(Outcome("few_shot", task.name, "accuracy", origin,
-                                    tuple(map(float, result.correct[0, i, j])), shots, seed))
+    for i, l2 in enumerate(result.l2):
+        name = "accuracy_l2_auto" if l2 == AUTO else "accuracy"
+        for j, shots in enumerate(result.shots):
+            for k, seed in enumerate(result.seeds):
+                rows.append(MetricRow("few_shot", task.name, name, "max",
+                                      float(result.accuracy[i, j, k]), origin, shots, seed))
+                outcomes.append(Outcome("few_shot", task.name, name, origin,
+                                        tuple(map(float, result.correct[i, j, k])), shots, seed))
+                if l2 == AUTO:
+                    rows.append(MetricRow("few_shot", task.name, "l2", "min",
+                                          float(result.strength[i, j, k]), origin, shots, seed))
     return rows, outcomes

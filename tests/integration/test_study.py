@@ -90,6 +90,8 @@ def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, regis
             ("few_shot", "accuracy", "pretrained"),
             ("few_shot", "accuracy", "untrained"),
             ("few_shot", "accuracy", "raw"),
+            *(("few_shot", metric, origin) for metric in ("accuracy_l2_auto", "l2")
+              for origin in ("pretrained", "untrained", "raw")),
             ("few_shot", "chance", "raw"),
             ("fine_tune", "accuracy", "pretrained"),
             ("fine_tune", "majority", "raw"),
