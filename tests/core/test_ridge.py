@@ -35,14 +35,12 @@ def test_leave_one_out_equals_refits(num_classes, shots, d):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_the_strongest_within_one_standard_error_is_chosen(monkeypatch):
-    errors = np.array([[0.4, 0.8], [0.3, 0.7], [0.4, 0.9], [0.6, 0.9]])  # means .6 .5 .65 .75
-    monkeypatch.setattr(ridge, "leave_one_out_errors", lambda problem, l2: errors)
-    problem = ridge.whiten(*make_shots(0, 2, 1, 2), 2)
-    # The standard error at the smallest is 0.2 / sqrt(2) = 0.141: 0.65 is above 0.641.
-    assert ridge.choose_l2(problem, (1.0, 2.0, 4.0, 8.0)) == 2.0
-    errors[2] = [0.4, 0.88]  # 0.64 is not
-    assert ridge.choose_l2(problem, (1.0, 2.0, 4.0, 8.0)) == 4.0
+def test_the_smallest_error_chooses():
+    x, y = make_shots(4, 3, 6, 9, spread=2.0)
+    problem = ridge.whiten(x, y, 3)
+    errors = [np.mean([refit_without(problem, i, s) for i in range(len(x))]) for s in ridge.L2_GRID]
+    assert 0 < np.argmin(errors) < len(errors) - 1
+    assert ridge.choose_l2(problem) == ridge.L2_GRID[np.argmin(errors)]
 
 
 def test_the_grid_is_powers_of_two_with_big_visions_strength():
@@ -51,7 +49,7 @@ def test_the_grid_is_powers_of_two_with_big_visions_strength():
     assert {np.frexp(l2)[0] for l2 in ridge.L2_GRID} == {0.5}
 
 
-@pytest.mark.parametrize("shots", [2, 5, 25])
+@pytest.mark.parametrize("shots", [5, 25])
 def test_wider_features_get_a_stronger_ridge(shots):
     # Copies of the features multiply every eigenvalue, so what they leave of the ridge is the same
     # with a strength as many times larger; the bias has no copy, and hardly any ridge either.

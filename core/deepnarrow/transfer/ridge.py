@@ -109,19 +109,15 @@ def leave_one_out_errors(
 
 
 def choose_l2(problem: Problem, grid: Sequence[float] = L2_GRID) -> float:
-    """Returns the strength for these shots: nothing but they is looked at.
+    """Returns the strength of `grid` with the smallest leave-one-out error on these shots.
 
-    It is the largest of `grid` (in rising order) whose leave-one-out error is not more than one
-    standard error above the smallest (Breiman et al. 1984): the errors of a few shots are flat and
-    noisy below their minimum's right edge, and a weaker ridge than needed costs more than a
-    stronger one. Squared errors choose, not accuracies: those of a few shots mostly tie.
+    Nothing but the shots is looked at. Squared errors choose, not accuracies: those of a few shots
+    mostly tie. The plain minimum is taken, not the strongest within a standard error of it: that is
+    a little better where classes are clear, and much worse where they are not
+    (`docs/benchmarks.md`).
 
     At one shot a class is unknown to the fit that leaves its example out. The error then weighs the
     bias against all slopes, and what is chosen depends on the number of classes and hardly on the
     features: a strong ridge, the same for every shape.
     """
-    errors = leave_one_out_errors(problem, grid)
-    means = errors.mean(axis=1)
-    best = means.argmin()
-    limit = means[best] + errors[best].std() / np.sqrt(errors.shape[1])
-    return float(grid[np.flatnonzero(means <= limit)[-1]])
+    return float(grid[leave_one_out_errors(problem, grid).mean(axis=1).argmin()])
