@@ -337,13 +337,17 @@ class RunOptions:
       log_every: steps between points of the curve.
       eval_every: steps between validation passes; the last step is always evaluated. 0: only it.
       checkpoint_every: steps between checkpoints; the last step is always saved.
+      few_shot_every: steps between few-shot probes while pre-training, on the tasks of the stage
+        `few_shot`, for the curve (`few_shot/TASK/accuracy@SHOTS`, mean over seeds). 0: none.
     """
 
     log_every: int = 20
     eval_every: int = 0
     checkpoint_every: int = 200
+    few_shot_every: int = 0
 
     def __post_init__(self) -> None:
         check_range("run", "log_every", self.log_every, 1)
         check_range("run", "eval_every", self.eval_every, 0)
         check_range("run", "checkpoint_every", self.checkpoint_every, 1)
+        check_range("run", "few_shot_every", self.few_shot_every, 0)

@@ -156,7 +156,7 @@ class UnitRunner:
                 program, upstream.train, seed=trial.seed, batch_size=trial.protocol.batch_size,
                 run=self.config.run, validation=upstream.validation, checkpointer=checkpointer,
                 progress=self.progress.steps, on_log=self._observer(trial, program),
-                should_stop=self.stop)
+                should_stop=self.stop, few_shot=self._few_shot_curve(trial, program))
         _stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
         measured.seconds["upstream"] = result.seconds
@@ -185,14 +185,44 @@ class UnitRunner:
             self.progress.stage(f"{trial.modality} {trial.shape.name}: few-shot {name}")
             task = self.data[trial.modality].tasks[name]
             for origin, network in origins:
-                train_xy, test_xy = (
-                    (extract_features(program.features, network, task.examples(split), EVAL_BATCH,
-                                      should_stop=self.stop), task_labels(task, split))
-                    for split in ("train", "test"))
+                train_xy, test_xy = self._features(task, program, network)
                 rows, outcomes = _probe_rows(task, stage, train_xy, test_xy, origin)
                 measured.metrics.extend(rows)
                 measured.outcomes.extend(outcomes if origin == "pretrained" else ())
             measured.metrics.extend(self.raw_probe(trial.modality, name, stage))
+
+    def _features(
+        self, task: Task, program: Program, params: Any
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Features and labels of the train and of the test split."""
+        train_xy, test_xy = (
+            (extract_features(program.features, params, task.examples(split), EVAL_BATCH,
+                              should_stop=self.stop), task_labels(task, split))
+            for split in ("train", "test"))
+        return train_xy, test_xy
+
+    def _few_shot_curve(
+        self, trial: Trial, program: Program
+    ) -> Callable[[int, Any], dict[str, float]] | None:
+        """What is probed while training: the mean over seeds, with the first strength alone."""
+        stage = trial.protocol.few_shot
+        if stage is None or not self.config.run.few_shot_every:
+            return None
+
+        def measure(step: int, params: Any) -> dict[str, float]:
+            del step
+            points = {}
+            for name in stage.tasks:
+                task = self.data[trial.modality].tasks[name]
+                assert task.num_classes is not None
+                train_xy, test_xy = self._features(task, program, params)
+                result = probe(*train_xy, *test_xy, num_classes=task.num_classes,
+                               shots=stage.shots, seeds=range(stage.seeds), l2=stage.strengths[:1])
+                points |= {f"{name}/accuracy@{shots}": float(accuracy.mean())
+                           for shots, accuracy in zip(stage.shots, result.accuracy[0], strict=True)}
+            return points
+
+        return measure
 
     def _raw_probe(self, modality: str, name: str, stage: FewShot) -> list[MetricRow]:
         """Raw inputs under the same probe, and what guessing gets."""

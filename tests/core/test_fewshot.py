@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,40 @@ def test_equals_big_vision(case):
     np.testing.assert_array_equal(result.correct.sum(axis=-1), GOLDEN[case])
     np.testing.assert_array_equal(result.accuracy, np.array(GOLDEN[case]) / 500)
     assert (result.shots, result.seeds, result.l2) == (SHOTS, SEEDS, L2)
+
+
+# Features of a small trained ViT and pixels, with more shots than features and fewer: written by
+# benchmarks/bigvision_fewshot.py with big_vision at 0127fb6b, jax 0.10.2, CPU.
+REAL = np.load(Path(__file__).parent / "golden_fewshot.npz")
+
+
+def real_arrays(name):
+    arrays = (REAL[f"{name}/{key}"] for key in ("x", "y", "x_test", "y_test"))
+    return [a.astype(np.float32) if a.dtype == np.float16 else a for a in arrays]
+
+
+@pytest.mark.parametrize("name", ["vit", "pixels"])
+def test_equals_big_vision_on_real_features(name):
+    arrays = real_arrays(name)
+    result = fewshot.probe(*arrays, num_classes=5, shots=REAL["shots"].tolist(),
+                           seeds=REAL["seeds"].tolist(), l2=REAL["l2"].tolist())
+    hits = REAL[f"{name}/accuracy"] * len(arrays[3])
+    assert hits.shape == (2, 4, 3)
+    np.testing.assert_allclose(hits, hits.round(), atol=1e-4)  # shares of whole examples
+    np.testing.assert_array_equal(result.correct.sum(axis=-1), hits.round())
+
+
+@pytest.mark.parametrize("shots", [1, 25])
+@pytest.mark.parametrize(("precision", "tolerance"), [(32, 1e-5), (64, 1e-12)])
+@pytest.mark.parametrize("name", ["vit", "pixels"])
+def test_weights_equal_big_visions(name, precision, tolerance, shots):
+    x, y, _, _ = real_arrays(name)
+    rows = np.concatenate([np.flatnonzero(y == c)[:shots] for c in range(5)])
+    problem = ridge.whiten(x[rows], y[rows], 5)
+    expected = REAL[f"{name}/weights{precision}@{shots}"]
+    np.testing.assert_allclose(ridge.ridge_weights(problem, (1024.0,))[0], expected, rtol=0,
+                               atol=tolerance)
+    assert np.abs(expected).max() > 100 * tolerance
 
 
 def solve_plainly(x, y, num_classes, l2):
