@@ -52,10 +52,18 @@ def import_evaluator() -> Any:
 
 def accuracies(
     arrays: Arrays, num_classes: int, shots: Sequence[int], seeds: Sequence[int],
-    l2: Sequence[float],
+    l2: Sequence[float], precision: int = 32,
 ) -> np.ndarray:
-    """Returns its accuracies [l2, shots, seeds], by its own `compute_fewshot_metrics`."""
+    """Returns its accuracies [l2, shots, seeds], by its own `compute_fewshot_metrics`.
+
+    It computes in the precision of the features, float32 in its own use; 64 shows what of a
+    difference is rounding.
+    """
     x, y, x_test, y_test = arrays
+    if precision == 64:
+        with jax.enable_x64(True):
+            arrays = (x.astype(np.float64), y, x_test.astype(np.float64), y_test)
+            return accuracies(arrays, num_classes, shots, seeds, l2)
     evaluator = object.__new__(import_evaluator().Evaluator)  # it would open datasets
     evaluator.shots = shots
     evaluator._repr = {"task": (x, y, x_test, y_test, num_classes)}
