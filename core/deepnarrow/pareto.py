@@ -27,6 +27,7 @@ STEP_TIME = "step_time_s"
 # Rows of stages few_shot and fine_tune that no features went into: chance is 1 / classes, majority
 # the share of the commonest class.
 REFERENCES = ("chance", "majority")
+CHOSEN = ("l2",)  # settings that were chosen; how strong a probe's ridge was is no quality
 # Scores of the split that choices are made on stand in the records; quality is the test split's.
 SELECTION = "validation/"
 ONE_AT_A_TIME = "these records mix studies with different settings; analyse them one at a time"
@@ -169,7 +170,7 @@ def quality_name(row: MetricRow) -> str:
 
 def is_quality(row: MetricRow) -> bool:
     """True for rows that say how good a model is, not what guessing gets or choices rest on."""
-    return row.metric not in REFERENCES and not row.metric.startswith(SELECTION)
+    return row.metric not in (*REFERENCES, *CHOSEN) and not row.metric.startswith(SELECTION)
 
 
 def headline_qualities(names: Iterable[str]) -> list[str]:
@@ -207,12 +208,13 @@ def summarize(records: Iterable[Record], origin: Origin = "pretrained") -> dict[
         per_seed, key=quality_order)}
 
 
-def quality_order(name: str) -> tuple[bool, bool, str, str, int]:
-    """Sorts qualities: upstream first, its loss before all, then by task, stage and shots."""
+def quality_order(name: str) -> tuple[bool, bool, str, str, int, str]:
+    """Sorts qualities: upstream first, its loss before all, then by task, stage, shots."""
     task, _, rest = name.partition("/")
     stage, _, shots = rest.partition("@")
+    shots, _, metric = shots.partition("/")
     number = int(shots) if shots.isdecimal() else 0
-    return name != "upstream/loss", task != "upstream", task, stage, number
+    return name != "upstream/loss", task != "upstream", task, stage, number, metric
 
 
 def shape_table(records: Iterable[Record]) -> list[ShapeRow]:

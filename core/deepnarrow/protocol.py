@@ -22,6 +22,10 @@ ENDS_AT_ZERO: tuple[Schedule, ...] = ("cosine", "linear")
 DEFAULT_TIMESCALE = 10_000
 # Larger than every task of GLUE, SuperGLUE and SQuAD: it holds back larger ones only.
 DEFAULT_MIXTURE_LIMIT = 2**19
+L2 = float | Literal["auto"]  # the strength of a ridge: a number, or chosen from the shots
+AUTO: Literal["auto"] = "auto"
+PARITY_L2 = 2.0**10  # big_vision's, for every model
+MIN_L2 = 2.0**-20  # a weaker ridge drowns in the rounding errors of float64
 
 
 def check_range(
@@ -44,6 +48,14 @@ def check_range(
         if value > MAX_NUMBER or high < MAX_NUMBER:  # a bound that nobody set is else not named
             expected += f" and <= {_plain(min(high, MAX_NUMBER))}"
         raise InputError(where, f"{name} is out of range", got=value, expected=expected)
+
+
+def check_l2(where: str, value: L2) -> None:
+    """Raises `InputError` unless `value` is "auto" or the strength of a ridge."""
+    if isinstance(value, str) and value != AUTO:
+        raise InputError(where, "l2 is unknown", got=value, expected=f"a number or {AUTO}")
+    if value != AUTO:
+        check_range(where, "l2", value, MIN_L2)
 
 
 def _plain(value: float) -> str:
@@ -202,13 +214,15 @@ class FewShot:
       tasks: names of the modality's few-shot tasks.
       shots: examples a class.
       seeds: number of draws of the shots; seeds 0 ... seeds-1.
-      l2: the ridge's strength.
+      l2: the ridge's strength: a number, or "auto": two probes of every draw are recorded, one
+        with big_vision's 2^10 (`accuracy`) and one with the strength that the shots themselves
+        choose (`accuracy_l2_auto`; the strength as `l2`), which suits every width.
     """
 
     tasks: tuple[str, ...]
     shots: tuple[int, ...] = (1, 5, 10, 25)
     seeds: int = 3
-    l2: float = 1024.0
+    l2: L2 = AUTO
 
     def __post_init__(self) -> None:
         check_names("few_shot", "tasks", self.tasks)
@@ -216,7 +230,12 @@ class FewShot:
         for shots in self.shots:
             check_range("few_shot", "shots", shots, 1)
         check_range("few_shot", "seeds", self.seeds, 1)
-        check_range("few_shot", "l2", self.l2, 0, low_open=True)
+        check_l2("few_shot", self.l2)
+
+    @property
+    def strengths(self) -> tuple[L2, ...]:
+        """What every draw is probed with."""
+        return (PARITY_L2, AUTO) if self.l2 == AUTO else (self.l2,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,13 +360,17 @@ class RunOptions:
       log_every: steps between points of the curve.
       eval_every: steps between validation passes; the last step is always evaluated. 0: only it.
       checkpoint_every: steps between checkpoints; the last step is always saved.
+      few_shot_every: steps between few-shot probes while pre-training, on the tasks of the stage
+        `few_shot`, for the curve (`few_shot/TASK/accuracy@SHOTS`, mean over seeds). 0: none.
     """
 
     log_every: int = 20
     eval_every: int = 0
     checkpoint_every: int = 200
+    few_shot_every: int = 0
 
     def __post_init__(self) -> None:
         check_range("run", "log_every", self.log_every, 1)
         check_range("run", "eval_every", self.eval_every, 0)
         check_range("run", "checkpoint_every", self.checkpoint_every, 1)
+        check_range("run", "few_shot_every", self.few_shot_every, 0)

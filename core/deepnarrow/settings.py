@@ -166,7 +166,8 @@ def build(cls: type[T], values: object, where: str) -> T:
     """Builds a dataclass (and those inside it) from nested dicts, strictly by its field types.
 
     Fields may be `int`, `float` (takes an int), `bool`, `str`, `Literal`, `tuple[X, ...]` (takes a
-    list), `Mapping[str, X]`, `X | None`, `Any` (plain JSON-able values) and dataclasses of those.
+    list), `Mapping[str, X]`, `X | None`, `X | Literal[...]` (words beside it), `Any` (plain
+    JSON-able values) and dataclasses of those.
 
     Raises:
       InputErrors: every unknown or missing key, wrong type and value out of range, with its path.
@@ -183,7 +184,7 @@ def build_value(kind: Any, value: Any, keys: Keys, report: Report) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, keys, report)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else build_value(_not_none(kind), value, keys, report)
+        return _build_union(arguments, value, keys, report)
     if origin is tuple:
         return _build_tuple(arguments[0], value, keys, report)
     if origin is Mapping:
@@ -214,6 +215,20 @@ def _build_dataclass(cls: Any, value: Any, keys: Keys, report: Report) -> Any:
         name, _, rest = error.what.partition(" ")
         keys, what = ((*keys, name), rest) if name in fields else (keys, error.what)
         return report.add(keys, what, got=error.got, expected=error.expected, hint=error.hint)
+
+
+def _build_union(kinds: tuple[Any, ...], value: Any, keys: Keys, report: Report) -> Any:
+    """`X | None`, or a type with words beside it: `float | Literal["auto"]`."""
+    if value is None and type(None) in kinds:
+        return None
+    words = [w for k in kinds if typing.get_origin(k) is Literal for w in typing.get_args(k)]
+    first = next(k for k in kinds if k is not type(None))
+    if not words or not isinstance(value, str):
+        return build_value(first, value, keys, report)
+    near = suggest(value, words)
+    return value if value in words else report.add(
+        keys, "is unknown", got=repr(value), expected=f"{_TYPE_NAMES[first]} or {', '.join(words)}",
+        hint=f"did you mean {near}?" if near else None)
 
 
 def _build_tuple(kind: Any, value: Any, keys: Keys, report: Report) -> Any:

@@ -278,6 +278,21 @@ class TrainResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Watch:
+    """What is measured of the parameters every so many steps; its points are `NAME/...`."""
+
+    name: str
+    every: int
+    last: bool
+    measure: Callable[[int, Params], Mapping[str, float]]
+
+    def due(self, step: int, total_steps: int) -> bool:
+        if step == total_steps and self.last:
+            return True
+        return self.every > 0 and step > 0 and step % self.every == 0
+
+
+@dataclasses.dataclass(frozen=True)
 class _Loop:
     """The parts of one call of `train`."""
 
@@ -285,8 +300,7 @@ class _Loop:
     seed: int
     batch_size: int
     run: RunOptions
-    validation: Source | None
-    measure: Callable[[int, Params], Mapping[str, float]] | None
+    watches: tuple[_Watch, ...]
     checkpointer: Checkpointer | None
     on_log: Callable[[int, Mapping[str, float]], None] | None
     should_stop: Callable[[], bool]
@@ -298,7 +312,8 @@ class _Loop:
         total, previous = self.program.total_steps, None
         seed = np.int32(self.seed)
         try:
-            self.resume(state, stream.step)
+            # Makes up for what a request to stop cut short: the state of that step was saved.
+            self.evaluate(state, stream.step)
             while stream.step < total:
                 if self.should_stop():
                     raise Preempted("asked to stop while training")
@@ -320,21 +335,8 @@ class _Loop:
             return state, self.diverged(state) or "preempted"
         return state, self.diverged(state) or "done"
 
-    def resume(self, state: TrainState, step: int) -> None:
-        """Makes up for an evaluation that a request to stop cut short: its state was saved."""
-        points = (p for p in self.log.curve if p.step == step)
-        if step and self.evaluation_due(step) and not any(
-                p.name.startswith("validation/") for p in points):
-            self.evaluate(state, step)
-
-    def evaluation_due(self, step: int) -> bool:
-        if self.validation is None and self.measure is None:
-            return False
-        every = self.run.eval_every
-        return step == self.program.total_steps or (every > 0 and step % every == 0)
-
     def due(self, step: int) -> bool:
-        every = (self.run.log_every, self.run.eval_every, self.run.checkpoint_every)
+        every = (self.run.log_every, self.run.checkpoint_every, *(w.every for w in self.watches))
         return step == self.program.total_steps or any(n and step % n == 0 for n in every)
 
     def observe(self, state: TrainState, step: int) -> bool:
@@ -344,8 +346,7 @@ class _Loop:
         last = step == self.program.total_steps
         if last or step % self.run.log_every == 0:
             self.write_log(step)
-        if self.evaluation_due(step):
-            self.evaluate(state, step)
+        self.evaluate(state, step)
         if last or step % self.run.checkpoint_every == 0:
             self.save(state, step)
         return False
@@ -362,14 +363,12 @@ class _Loop:
         self.log.timer.pause()
 
     def evaluate(self, state: TrainState, step: int) -> None:
-        values: dict[str, float] = {}
-        if self.validation is not None:
-            values |= evaluate(self.program, state.eval_params, self.validation, self.batch_size,
-                               self.should_stop)
-        if self.measure is not None:
-            values |= self.measure(step, state.eval_params)
-        self.log.add_points(step, "validation", values)
-        self.log.timer.pause()
+        """Measures what is due after `step` and has no point in the curve yet."""
+        known = {p.name.partition("/")[0] for p in self.log.curve if p.step == step}
+        for watch in self.watches:
+            if watch.due(step, self.program.total_steps) and watch.name not in known:
+                self.log.add_points(step, watch.name, watch.measure(step, state.eval_params))
+                self.log.timer.pause()
 
     def save(self, state: TrainState, step: int) -> None:
         if self.checkpointer is None or not bool(state.finite):
@@ -390,6 +389,7 @@ def train(
     program: Program, source: Source, *, seed: int, batch_size: int, run: RunOptions,
     stage: Stage = "upstream", validation: Source | None = None,
     measure: Callable[[int, Params], Mapping[str, float]] | None = None,
+    few_shot: Callable[[int, Params], Mapping[str, float]] | None = None,
     initial_params: Params | None = None, checkpointer: Checkpointer | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     on_log: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -410,6 +410,7 @@ def train(
       validation: evaluated every `run.eval_every` steps and after the last.
       measure: called as `measure(step, params)` at the same steps, for values that go to the curve
         beside those of `validation`. The params are the program's: copy what is to be kept.
+      few_shot: called in the same way every `run.few_shot_every` steps, for points `few_shot/...`.
       initial_params: where training starts; fresh ones if None. They are copied.
       checkpointer: where to save and to look for a checkpoint; None to do neither.
       progress: called as `progress(step, total_steps, text)`.
@@ -428,8 +429,20 @@ def train(
     check_seed(seed)
     state, extra = _begin(program, seed, initial_params, checkpointer)
     start, log = int(state.step), RunLog.make(stage, extra)
-    loop = _Loop(program, seed, batch_size, run, validation, measure, checkpointer, on_log,
-                 should_stop or (lambda: False), log,
+    should_stop = should_stop or (lambda: False)
+
+    def validate(step: int, params: Params) -> dict[str, float]:
+        values = {} if validation is None else evaluate(
+            program, params, validation, batch_size, should_stop)
+        return values | (dict(measure(step, params)) if measure is not None else {})
+
+    watches = []
+    if validation is not None or measure is not None:
+        watches.append(_Watch("validation", run.eval_every, True, validate))
+    if few_shot is not None:
+        watches.append(_Watch("few_shot", run.few_shot_every, False, few_shot))
+    loop = _Loop(program, seed, batch_size, run, tuple(watches), checkpointer, on_log,
+                 should_stop, log,
                  RunProgress(progress, program.total_steps, batch_size, start))
     loop.progress.update(start, now=True)
     with TrainStream(source, seed=seed, batch_size=batch_size, start_step=start) as stream:

@@ -25,7 +25,7 @@ from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import write_json
 from deepnarrow.modality import Metric, Task
 from deepnarrow.plugins import notify
-from deepnarrow.protocol import OptimizerConfig
+from deepnarrow.protocol import AUTO, OptimizerConfig
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
 from deepnarrow.store import Store
@@ -177,7 +177,7 @@ class UnitRunner:
                 batch_size=trial.protocol.pretraining.batch_size, run=self.config.run,
                 validation=upstream.validation, checkpointer=checkpointer,
                 progress=self.progress.steps, on_log=self._observer(trial, program),
-                should_stop=self.stop)
+                should_stop=self.stop, few_shot=self._few_shot_curve(trial, program))
         _stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
         measured.seconds["upstream"] = result.seconds
@@ -229,14 +229,44 @@ class UnitRunner:
             self.progress.stage(f"{trial.modality} {trial.shape.name}: few-shot {name}")
             task = self.data[trial.modality].tasks[name]
             for origin, network in origins:
-                train_xy, test_xy = (
-                    (extract_features(program.features, network, task.examples(split), EVAL_BATCH,
-                                      should_stop=self.stop), task_labels(task, split))
-                    for split in ("train", "test"))
+                train_xy, test_xy = self._features(task, program, network)
                 rows, outcomes = _probe_rows(task, stage, train_xy, test_xy, origin)
                 measured.metrics.extend(rows)
                 measured.outcomes.extend(outcomes if origin == "pretrained" else ())
             measured.metrics.extend(self.raw_probe(trial.modality, name, stage))
+
+    def _features(
+        self, task: Task, program: Program, params: Any
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Features and labels of the train and of the test split."""
+        train_xy, test_xy = (
+            (extract_features(program.features, params, task.examples(split), EVAL_BATCH,
+                              should_stop=self.stop), task_labels(task, split))
+            for split in ("train", "test"))
+        return train_xy, test_xy
+
+    def _few_shot_curve(
+        self, trial: Trial, program: Program
+    ) -> Callable[[int, Any], dict[str, float]] | None:
+        """What is probed while training: the mean over seeds, with the first strength alone."""
+        stage = trial.protocol.few_shot
+        if stage is None or not self.config.run.few_shot_every:
+            return None
+
+        def measure(step: int, params: Any) -> dict[str, float]:
+            del step
+            points = {}
+            for name in stage.tasks:
+                task = self.data[trial.modality].tasks[name]
+                assert task.num_classes is not None
+                train_xy, test_xy = self._features(task, program, params)
+                result = probe(*train_xy, *test_xy, num_classes=task.num_classes,
+                               shots=stage.shots, seeds=range(stage.seeds), l2=stage.strengths[:1])
+                points |= {f"{name}/accuracy@{shots}": float(accuracy.mean())
+                           for shots, accuracy in zip(stage.shots, result.accuracy[0], strict=True)}
+            return points
+
+        return measure
 
     def _raw_probe(self, modality: str, name: str, stage: FewShot) -> list[MetricRow]:
         """Raw inputs under the same probe, and what guessing gets."""
@@ -388,16 +418,20 @@ def _probe_rows(
     task: Task, stage: FewShot, train_xy: tuple[np.ndarray, np.ndarray],
     test_xy: tuple[np.ndarray, np.ndarray], origin: Origin,
 ) -> tuple[list[MetricRow], list[Outcome]]:
-    """Probes all shots and seeds; one row each, and the outcome of every test example."""
+    """Probes all shots and seeds with every strength: a row and every test example's outcome."""
     assert task.num_classes is not None
-    seeds = tuple(range(stage.seeds))
     result = probe(*train_xy, *test_xy, num_classes=task.num_classes, shots=stage.shots,
-                   seeds=seeds, l2=(stage.l2,))
+                   seeds=range(stage.seeds), l2=stage.strengths)
     rows, outcomes = [], []
-    for i, shots in enumerate(stage.shots):
-        for j, seed in enumerate(seeds):
-            rows.append(MetricRow("few_shot", task.name, "accuracy", "max",
-                                  float(result.accuracy[0, i, j]), origin, shots, seed))
-            outcomes.append(Outcome("few_shot", task.name, "accuracy", origin,
-                                    tuple(map(float, result.correct[0, i, j])), shots, seed))
+    for i, l2 in enumerate(result.l2):
+        name = "accuracy_l2_auto" if l2 == AUTO else "accuracy"
+        for j, shots in enumerate(result.shots):
+            for k, seed in enumerate(result.seeds):
+                rows.append(MetricRow("few_shot", task.name, name, "max",
+                                      float(result.accuracy[i, j, k]), origin, shots, seed))
+                outcomes.append(Outcome("few_shot", task.name, name, origin,
+                                        tuple(map(float, result.correct[i, j, k])), shots, seed))
+                if l2 == AUTO:
+                    rows.append(MetricRow("few_shot", task.name, "l2", "min",
+                                          float(result.strength[i, j, k]), origin, shots, seed))
     return rows, outcomes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from deepnarrow.records import MetricRow, Record
 from deepnarrow.signals import StopRequest
 from deepnarrow.store import Store
 from deepnarrow.study import StudySummary
+from deepnarrow.transfer.ridge import L2_GRID
 
 HEAVY = ("jax", "jaxlib", "flax", "optax", "grain", "orbax", "tensorflow", "sklearn", "scipy",
          "matplotlib", "altair", "pyarrow")
@@ -143,6 +145,8 @@ BAD_ARGUMENTS = [
     (["probe", "--train", "a", "--test", "b", "--seeds", "-1"], "--seeds: is not an integer", ""),
     (["probe", "--train", "a", "--test", "b", "--seeds", "1e3"], "--seeds: is not an integer", ""),
     (["probe", "--train", "a", "--test", "b", "--l2", "nan"], "--l2: is not a positive number", ""),
+    (["probe", "--train", "a", "--test", "b", "--l2", "Auto"], "--l2: is not a positive number",
+     "auto chooses it from the shots"),
 ]
 
 
@@ -895,6 +899,42 @@ def test_probe_of_one_seed_has_no_spread(run, features):
     code, out, _ = run("probe", *features, "--shots", "5", "--seeds", "1")
     assert code == 0
     assert "3 classes" in out
+
+
+def test_probe_chooses_its_l2(run, features):
+    code, out, _ = run("probe", *features, "--shots", "1,5", "--seeds", "2", "--l2", "auto",
+                       "--json")
+    document = json.loads(out)
+    assert (code, document["l2"], document["seeds"]) == (0, "auto", [0, 1])
+    for row in document["results"]:
+        assert len(row["l2_per_seed"]) == len(row["accuracy_per_seed"]) == 2
+        assert all(value in L2_GRID for value in row["l2_per_seed"])
+    code, out, _ = run("probe", *features, "--shots", "1,5", "--seeds", "2", "--l2", "auto")
+    chosen = [f"2^{math.log2(value):g}" for value in document["results"][1]["l2_per_seed"]]
+    assert code == 0
+    assert " ".join(chosen) in out
+
+
+def test_probe_without_auto_says_nothing_of_a_choice(run, features):
+    code, out, _ = run("probe", *features, "--shots", "1", "--l2", "64", "--json")
+    document = json.loads(out)
+    assert (code, document["l2"]) == (0, 64.0)
+    assert document["results"][0].keys() == {
+        "shots", "accuracy_mean", "accuracy_sd", "accuracy_per_seed"}
+
+
+def test_probe_warns_of_rows_in_both_files(run, features, tmp_path):
+    code, out, err = run("probe", *features, "--shots", "1", "--json")
+    assert (code, err) == (0, "")
+    train, test = np.load(features[1]), np.load(features[3])
+    np.savez(tmp_path / "leak.npz", x=np.concatenate([test["x"], train["x"][:4]]),
+             y=np.concatenate([test["y"], train["y"][:4]]))
+    code, out, err = run("probe", *features[:2], "--test", str(tmp_path / "leak.npz"), "--shots",
+                         "1", "--json")
+    json.loads(out)
+    [line] = err.splitlines()
+    assert (code, line.startswith("warning: ")) == (0, True)
+    assert "4 of 34 rows are also in" in line
 
 
 def test_probe_names_the_class_with_too_few_examples(refused, features):

@@ -108,6 +108,28 @@ def test_settings_are_laid_over_the_file(good):
     assert study.options == {"lengths": (1, 2, 3), "patch_size": 4}
 
 
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("64", 64.0), ("1e3", 1000.0)])
+def test_a_number_with_a_word_beside_it(good, text, value):
+    config = load_config(good, [f"modalities.toy.protocol.few_shot.l2={text}"])
+    few_shot = config.modalities["toy"].protocol.few_shot
+    assert few_shot is not None
+    assert (few_shot.l2, type(few_shot.l2)) == (value, type(value))
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("atuo", "l2: is unknown (got 'atuo'; expected a number or auto). Hint: did you mean auto?"),
+    ("'64'", "l2: is unknown (got '64'; expected a number or auto)"),
+    ("None", "l2: has a wrong type, NoneType (got None; expected a number)"),
+    ("True", "l2: has a wrong type, bool (got True; expected a number)"),
+    ("0", "l2: is out of range (got 0.0;"),
+])
+def test_neither_the_number_nor_the_word(good, text, message):
+    with pytest.raises(InputError) as error:
+        load_config(good, [f"modalities.toy.protocol.few_shot.l2={text}"])
+    assert message in str(error.value)
+
+
 def test_json_round_trip(good):
     config = load_config(good, ["modalities.toy.options.nested={'a': [1, (2, None)]}"])
     text = json.dumps(to_json(config), allow_nan=False)
@@ -208,8 +230,8 @@ TOY = "modalities.toy"
 
 
 @pytest.mark.parametrize(("override", "expected"), [
-    ("run.log_evry=5", "unknown key (expected one of log_every, eval_every, checkpoint_every). "
-                       "Hint: did you mean log_every?"),
+    ("run.log_evry=5", "unknown key (expected one of log_every, eval_every, checkpoint_every, "
+                       "few_shot_every). Hint: did you mean log_every?"),
     ("nmae=x", "unknown key"),
     ("modalities.txt.shapes=('tiny',)", "unknown key (expected one of toy)"),
     (f"{TOY}.protocol.budget.amout=3", "Hint: did you mean amount?"),

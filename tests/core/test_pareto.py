@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from deepnarrow.errors import InputError
-from deepnarrow.pareto import Quality, front_mask, fronts, quality_name, shape_table, summarize
+from deepnarrow.pareto import (
+    Quality,
+    front_mask,
+    fronts,
+    headline_qualities,
+    quality_name,
+    shape_table,
+    summarize,
+)
 from deepnarrow.records import MetricRow, Record
 
 SHAPE = {"num_encoder_layers": 2, "num_decoder_layers": 0, "d_model": 64, "d_ff": 256, "d_kv": 16,
@@ -145,6 +153,7 @@ def probe(value, shots=5, shot_seed=0, origin="pretrained", metric="accuracy"):
     (MetricRow("upstream", "", "loss", "min", 1.0), "upstream/loss"),
     (MetricRow("upstream", "", "accuracy", "max", 1.0), "upstream/accuracy"),
     (probe(1.0), "digits/few_shot@5"),
+    (probe(1.0, metric="accuracy_l2_auto"), "digits/few_shot@5/accuracy_l2_auto"),
     (MetricRow("fine_tune", "digits", "accuracy", "max", 1.0, finetune_seed=3), "digits/fine_tune"),
     (MetricRow("fine_tune", "squad", "f1", "max", 1.0), "squad/fine_tune/f1"),
 ])
@@ -177,6 +186,19 @@ def test_origins_are_kept_apart_and_references_are_no_quality():
     assert {k: v.mean for k, v in summarize(records, "untrained").items()} == {
         "digits/few_shot@5": 0.4}
     assert {k: v.mean for k, v in summarize(records, "raw").items()} == {"digits/few_shot@5": 0.6}
+
+
+def test_how_strong_a_ridge_was_is_no_quality():
+    rows = (probe(0.9), probe(0.8, metric="accuracy_l2_auto"), probe(64.0, metric="l2"))
+    assert list(summarize([make(metrics=rows)])) == [
+        "upstream/loss", "digits/few_shot@5", "digits/few_shot@5/accuracy_l2_auto"]
+
+
+def test_headlines_are_the_most_shots_with_both_strengths():
+    names = [f"digits/few_shot@{k}{metric}" for k in (10, 5, 1)
+             for metric in ("/accuracy_l2_auto", "")]
+    assert headline_qualities(names) == [
+        "digits/few_shot@10", "digits/few_shot@10/accuracy_l2_auto"]
 
 
 def test_only_finite_values_of_done_trials_count():

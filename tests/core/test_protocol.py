@@ -58,6 +58,8 @@ def test_budget_steps_by_hand(budget, steps):
         (lambda: FewShot(("t",), shots=()), "few_shot: shots is empty"),
         (lambda: FewShot(("t", "t")), "tasks names one twice (got t, t)"),
         (lambda: FewShot(("t",), l2=0.0), "l2 is out of range"),
+        (lambda: FewShot(("t",), l2=float("nan")), "l2 is out of range (got nan"),
+        (lambda: FewShot(("t",), l2="best"), "l2 is unknown (got best; expected a number or auto"),
         (lambda: FineTune(("t",), 0, 1, ADAMW), "examples is out of range"),
         (lambda: FineTune(("t",), 1, 1, ADAMW, dropout_rate=1.0), "dropout_rate is out of range"),
         (lambda: FineTune(("t",), 1, 1, ADAMW, train="tail"), "train is unknown (got tail"),
@@ -97,3 +99,9 @@ def test_schedules_that_do_not_fit_are_named(warmup, cooldown, name):
     with pytest.raises(InputError, match=f"here.{name}: .*does not fit the budget"):
         config.check_steps("here", 10)
     OptimizerConfig("adamw", 1.0, "rsqrt", 5, 5).check_steps("here", 10)
+
+
+def test_auto_probes_with_both_strengths():
+    assert FewShot(("t",)) == FewShot(("t",), l2="auto")
+    assert FewShot(("t",)).strengths == (1024.0, "auto")
+    assert FewShot(("t",), l2=8.0).strengths == (8.0,)

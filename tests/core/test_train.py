@@ -357,6 +357,32 @@ def test_a_resumed_run_ends_with_the_same_bits(program, upstream, tmp_path, unbr
     assert result.curve == unbroken.curve
 
 
+def test_probing_while_training_changes_nothing_and_survives_stops(
+        program, upstream, tmp_path, unbroken):
+    run = dataclasses.replace(RUN, few_shot_every=5)
+    asked, runs = [], []
+
+    def few_shot(step, params):
+        asked.append((step, fingerprint(params)))
+        if len(asked) in (2, 3):  # stopped in the probe after step 10, and there again
+            raise Preempted("stopped while probing")
+        return {"task/accuracy@1": step / 100}
+
+    while not runs or runs[-1].status == "preempted":
+        with Checkpointer(tmp_path) as checkpointer:
+            runs.append(train(program, upstream.train, seed=3, batch_size=8, run=run,
+                              validation=upstream.validation, checkpointer=checkpointer,
+                              few_shot=few_shot))
+    assert [r.steps for r in runs] == [10, 10, STEPS]
+    assert [step for step, _ in asked] == [5, 10, 10, 10]
+    assert asked[1] == asked[2] == asked[3]
+    assert fingerprint(runs[-1].state) == fingerprint(unbroken.state)
+    probes = [p for p in runs[-1].curve if p.name.startswith("few_shot/")]
+    assert [(p.step, p.name, p.value) for p in probes] == [
+        (5, "few_shot/task/accuracy@1", 0.05), (10, "few_shot/task/accuracy@1", 0.1)]
+    assert tuple(p for p in runs[-1].curve if p not in probes) == unbroken.curve
+
+
 def test_a_resumed_run_has_the_same_moving_average(model, upstream, tmp_path):
     program = make_program(model, dataclasses.replace(ADAMW, ema_decay=0.9), STEPS)
     unbroken = train(program, upstream.train, seed=3, batch_size=8, run=RUN,

@@ -91,6 +91,8 @@ def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, regis
             ("few_shot", "accuracy", "pretrained"),
             ("few_shot", "accuracy", "untrained"),
             ("few_shot", "accuracy", "raw"),
+            *(("few_shot", metric, origin) for metric in ("accuracy_l2_auto", "l2")
+              for origin in ("pretrained", "untrained", "raw")),
             ("few_shot", "chance", "raw"),
             ("fine_tune", "accuracy", "pretrained"),
             ("fine_tune", "majority", "raw"),
@@ -104,6 +106,29 @@ def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, regis
         assert (info.modality, info.source["key"]) == ("toy", key)
         params = load_params(tmp_path / "runs" / key, registry)
         assert params["encoder"]["layers"]["mlp"]["wi"]["kernel"].shape[2] == info.shape.d_ff
+
+
+@pytest.mark.usefixtures("no_report")
+def test_few_shot_probes_while_training_are_in_the_curve_and_change_nothing_else(
+        tmp_path, registry):
+    config = make_config(shapes=("tiny",), seeds=(0,))
+    watched = dataclasses.replace(config, run=dataclasses.replace(config.run, few_shot_every=20))
+    found = {}
+    for name, one in (("plain", config), ("watched", watched)):
+        run_study(one, tmp_path / name, registry)
+        found[name] = facts(tmp_path / name)
+    assert found["plain"].keys() == found["watched"].keys()
+    [(status, metrics, curve, outcomes)] = found["watched"].values()
+    probes = [p for p in curve if p.name.startswith("few_shot/")]
+    assert [(p.step, p.name) for p in probes] == [
+        (step, f"few_shot/toy_task/accuracy@{shots}") for step in (20, 40) for shots in (1, 5)]
+    # After the last step the curve has what the stage then finds.
+    for shots, point in zip((1, 5), probes[2:], strict=True):
+        values = [m.value for m in metrics if (m.stage, m.metric, m.origin, m.shots) == (
+            "few_shot", "accuracy", "pretrained", shots)]
+        assert point.value == pytest.approx(np.mean(values), abs=1e-12)
+    rest = tuple(p for p in curve if p not in probes)
+    assert list(found["plain"].values()) == [(status, metrics, rest, outcomes)]
 
 
 @pytest.mark.usefixtures("no_report")

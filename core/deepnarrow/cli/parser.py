@@ -145,7 +145,7 @@ def integers(flag: str, text: str, low: int, high: int) -> tuple[int, ...]:
     return values
 
 
-def number(flag: str, text: str) -> float:
+def number(flag: str, text: str, hint: str | None = None) -> float:
     """Reads a finite number greater than 0."""
     try:
         value = float(text)
@@ -153,7 +153,7 @@ def number(flag: str, text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise InputError(flag, "is not a positive number", got=repr(shorten(text)),
-                         expected="> 0, e.g. 1024 or 1e3")
+                         expected="> 0, e.g. 1024 or 1e3", hint=hint)
     return value
 
 
@@ -239,8 +239,9 @@ def _probe(parser: Parser) -> None:
                         help="examples a class (default: 1,5,10)")
     parser.add_argument("--seeds", metavar="N", action=Once, default="3",
                         help="draws of the shots, seeds 0 ... N-1 (default: 3)")
-    parser.add_argument("--l2", metavar="VALUE", action=Once, default="1024",
-                        help="strength of the ridge (default: 1024)")
+    parser.add_argument("--l2", metavar="VALUE|auto", action=Once, default="1024",
+                        help="strength of the ridge: a number (default: 1024, as big_vision's), or "
+                        "auto: chosen from the shots, so that it suits every width of features")
 
 
 def _sources(parser: Parser) -> None:

@@ -118,9 +118,10 @@ def stage_title(rest: str) -> str:
     kind, _, shots = stage.partition("@")
     probe = f"{plain(shots)}-shot probe" if shots else "probe"
     words = {"few_shot": probe, "fine_tune": "fine-tuned"}.get(kind, plain(kind))
-    return f"{words} {plain(metric) or 'accuracy'}"
+    return f"{words} {METRIC_TITLES.get(metric) or plain(metric) or 'accuracy'}"
 
 
+METRIC_TITLES = {"accuracy_l2_auto": "accuracy, L2 chosen"}
 COST_TITLES = {
     "params_total": "Parameters",
     "params_non_embedding": "Non-embedding parameters",
