@@ -1,0 +1,443 @@
+"""Preprocessing, as a list of typed operations in the config.
+
+    ({"op": "inception_crop", "size": 224}, {"op": "flip"},
+     {"op": "randaugment", "layers": 2, "magnitude": 15}, {"op": "value_range"})
+
+Each operation is a frozen dataclass whose fields are its settings: `__call__(image, rng)` applies
+it, `result(form)` says what comes out, so that a chain is checked before anything is read. Images
+are uint8 [h, w, channels] until `value_range` makes them float32. Imports no JAX.
+
+Resizing is Pillow's bilinear filter with antialiasing on uint8: within 1 of `tf.image.resize` with
+`antialias=True` (which rounds down) on images that shrink or grow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from deepnarrow.errors import InputError, suggest
+from deepnarrow.protocol import check_range
+from deepnarrow.settings import build
+from deepnarrow_vision_vit.images import CONVERSIONS, Raw, decode, grey_to_rgb
+from deepnarrow_vision_vit.randaugment import rand_augment
+
+MAX_SIDE = 4096
+CROP_ATTEMPTS = 100  # of TensorFlow's `sample_distorted_bounding_box`
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What is known of an image before it is read: None where images may differ.
+
+    Attributes:
+      height: in pixels.
+      width: in pixels.
+      channels: 1 or 3.
+      kind: `raw` (encoded, or as stored), `uint8` or `float32`.
+    """
+
+    height: int | None
+    width: int | None
+    channels: int | None
+    kind: Literal["raw", "uint8", "float32"]
+
+
+class Op(Protocol):
+    """One operation."""
+
+    def __call__(self, image: Any, rng: np.random.Generator, /) -> np.ndarray: ...
+
+    def result(self, form: Form) -> Form: ...
+
+
+def _check_side(op: str, name: str, value: int) -> None:
+    check_range(op, name, value, 1, MAX_SIDE)
+
+
+def _needs(form: Form, kind: str, *, channels: int | None = None) -> None:
+    """Raises `InputError` where an operation cannot follow what stands before it."""
+    if form.kind != kind:
+        raise InputError("", f"takes {kind} images", got=form.kind,
+                         hint="value_range comes last, decode first")
+    if channels is not None and form.channels != channels:
+        raise InputError("", f"takes images of {channels} channels", got=form.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Decodes to uint8 of so many channels: grey repeated for 3, luma for 1.
+
+    Attributes:
+      channels: 1 or 3.
+      convert: conversions that are allowed: `palette`, `alpha`, `cmyk`, `sixteen_bit`.
+      exif: `ignore` the orientation, as TensorFlow and its data sets do, or `apply` it.
+    """
+
+    channels: int
+    convert: tuple[str, ...] = ()
+    exif: Literal["ignore", "apply"] = "ignore"
+
+    def __post_init__(self) -> None:
+        _check_choices("channels", (self.channels,), (1, 3))
+        _check_choices("convert", self.convert, tuple(CONVERSIONS))
+
+    def __call__(self, image: Raw, _rng: np.random.Generator, /) -> np.ndarray:
+        return decode(image, self.channels, convert=self.convert, exif=self.exif)
+
+    def result(self, form: Form) -> Form:
+        _needs(form, "raw")
+        return dataclasses.replace(form, channels=self.channels, kind="uint8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Resizes to `size` x `size`, whatever the aspect ratio was."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_side("resize", "size", self.size)
+
+    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
+        return resize(image, self.size, self.size)
+
+    def result(self, form: Form) -> Form:
+        _needs(form, "uint8")
+        return dataclasses.replace(form, height=self.size, width=self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeSmall:
+    """Resizes so that the smaller side has `size` pixels, keeping the aspect ratio."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_side("resize_small", "size", self.size)
+
+    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
+        height, width = image.shape[:2]
+        factor = self.size / min(height, width)
+        return resize(image, round(height * factor), round(width * factor))
+
+    def result(self, form: Form) -> Form:
+        _needs(form, "uint8")
+        if form.height is None or form.width is None:
+            return dataclasses.replace(form, height=None, width=None)
+        factor = self.size / min(form.height, form.width)
+        return dataclasses.replace(form, height=round(form.height * factor),
+                                   width=round(form.width * factor))
+
+
+@dataclasses.dataclass(frozen=True)
+class CentralCrop:
+    """Cuts `size` x `size` out of the middle."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_side("central_crop", "size", self.size)
+
+    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
+        _check_fits(image, self.size)
+        above, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
+        return image[above:above + self.size, left:left + self.size]
+
+    def result(self, form: Form) -> Form:
+        return _cropped(form, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """Cuts `size` x `size` out at random; with `pad` before it, as for CIFAR."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_side("random_crop", "size", self.size)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray:
+        _check_fits(image, self.size)
+        above, left = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
+        return image[above:above + self.size, left:left + self.size]
+
+    def result(self, form: Form) -> Form:
+        return _cropped(form, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionCrop:
+    """Cuts out a box of random size, aspect ratio and place (Szegedy et al. 2015), and resizes it.
+
+    The rule is that of TensorFlow's `sample_distorted_bounding_box`, see `inception_box`.
+
+    Attributes:
+      size: side of what comes out, in pixels.
+      area_min: smallest share of the image's area.
+      area_max: largest share.
+      ratio_min: smallest width over height.
+      ratio_max: largest.
+    """
+
+    size: int
+    area_min: float = 0.05
+    area_max: float = 1.0
+    ratio_min: float = 0.75
+    ratio_max: float = 1.33
+
+    def __post_init__(self) -> None:
+        _check_side("inception_crop", "size", self.size)
+        check_range("inception_crop", "area_min", self.area_min, 0, 1, low_open=True)
+        check_range("inception_crop", "area_max", self.area_max, self.area_min, 1)
+        check_range("inception_crop", "ratio_min", self.ratio_min, 0.1, 10)
+        check_range("inception_crop", "ratio_max", self.ratio_max, self.ratio_min, 10)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray:
+        above, left, height, width = inception_box(
+            image.shape[0], image.shape[1], rng, area=(self.area_min, self.area_max),
+            ratio=(self.ratio_min, self.ratio_max))
+        return resize(image[above:above + height, left:left + width], self.size, self.size)
+
+    def result(self, form: Form) -> Form:
+        _needs(form, "uint8")
+        return dataclasses.replace(form, height=self.size, width=self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pad:
+    """Adds `pixels` of zeros on every side."""
+
+    pixels: int
+
+    def __post_init__(self) -> None:
+        _check_side("pad", "pixels", self.pixels)
+
+    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
+        # [h, w, channels] -> [h + 2 pixels, w + 2 pixels, channels]
+        return np.pad(image, ((self.pixels, self.pixels), (self.pixels, self.pixels), (0, 0)))
+
+    def result(self, form: Form) -> Form:
+        _needs(form, "uint8")
+        return dataclasses.replace(
+            form, height=None if form.height is None else form.height + 2 * self.pixels,
+            width=None if form.width is None else form.width + 2 * self.pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Swaps left and right with probability 1/2."""
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray:
+        return image[:, ::-1] if rng.random() < 0.5 else image
+
+    def result(self, form: Form) -> Form:
+        return form
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """`layers` of 16 distortions at strength `magnitude` of 10; on RGB (see `randaugment.py`)."""
+
+    layers: int
+    magnitude: float
+
+    def __post_init__(self) -> None:
+        check_range("randaugment", "layers", self.layers, 1, 16)
+        check_range("randaugment", "magnitude", self.magnitude, 0, 30)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray:
+        return rand_augment(image, rng, self.layers, self.magnitude)
+
+    def result(self, form: Form) -> Form:
+        _needs(form, "uint8", channels=3)
+        return form
+
+
+@dataclasses.dataclass(frozen=True)
+class GreyToRgb:
+    """Repeats the one channel."""
+
+    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
+        return grey_to_rgb(image)
+
+    def result(self, form: Form) -> Form:
+        _needs(form, "uint8", channels=1)
+        return dataclasses.replace(form, channels=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueRange:
+    """Maps 0..255 to float32 in `low`..`high`."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("value_range", "high", self.high, self.low, low_open=True)
+
+    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
+        values = image.astype(np.float32)
+        values *= np.float32((self.high - self.low) / 255)
+        values += np.float32(self.low)
+        return values
+
+    def result(self, form: Form) -> Form:
+        _needs(form, "uint8")
+        return dataclasses.replace(form, kind="float32")
+
+
+OPS: Mapping[str, type] = {
+    "decode": Decode, "resize": Resize, "resize_small": ResizeSmall, "central_crop": CentralCrop,
+    "random_crop": RandomCrop, "inception_crop": InceptionCrop, "pad": Pad, "flip": Flip,
+    "randaugment": RandAugment, "grey_to_rgb": GreyToRgb, "value_range": ValueRange,
+}
+
+
+# --- chains ---------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Operations one after another; the first decodes, the last gives float32."""
+
+    ops: tuple[Op, ...]
+
+    def __call__(self, raw: Raw, rng: np.random.Generator) -> np.ndarray:
+        """A stored image to float32 [size, size, channels]."""
+        image: Any = raw
+        for op in self.ops:
+            image = op(image, rng)
+        return image
+
+    @property
+    def decode(self) -> Decode:
+        """The first operation."""
+        first = self.ops[0]
+        assert isinstance(first, Decode)
+        return first
+
+    def facts(self) -> list[list[Any]]:
+        """What determines its results, JSON-able."""
+        return [[type(op).__name__, dataclasses.asdict(op)] for op in self.ops]  # type: ignore
+
+
+def build_chain(steps: Sequence[Mapping[str, Any]], where: str, channels: int) -> Chain:
+    """Builds a chain from its steps in a config; one without `decode` gets it, to `channels`.
+
+    Raises:
+      InputError: an unknown operation or setting, a value out of range; with what is near.
+    """
+    ops: list[Op] = []
+    for i, step in enumerate(steps):
+        place = f"{where}[{i}]"
+        settings = dict(step) if isinstance(step, Mapping) else {}
+        name = settings.pop("op", None)
+        if not isinstance(name, str) or name not in OPS:
+            near = suggest(str(name), OPS)
+            raise InputError(place, "is no operation", got=name if name else step,
+                             expected=f"{{'op': NAME, ...}}, NAME one of {', '.join(OPS)}",
+                             hint=f"did you mean {near}?" if near else None)
+        ops.append(build(OPS[name], settings, f"{place} {name}"))
+    if not ops or not isinstance(ops[0], Decode):
+        ops = [Decode(channels), *ops]
+    return Chain(tuple(ops))
+
+
+def check_chain(chain: Chain, stored: Form, where: str) -> Form:
+    """Returns what comes out of a chain.
+
+    Raises:
+      InputError: an operation cannot follow the one before it, or what comes out is no square
+        float32 image of a known size.
+    """
+    form = stored
+    for op in chain.ops:
+        name = next(n for n, kind in OPS.items() if isinstance(op, kind))
+        try:
+            form = op.result(form)
+        except InputError as error:
+            raise InputError(f"{where} {name}", error.what, got=error.got,
+                             expected=error.expected, hint=error.hint) from None
+    if form.kind != "float32":
+        raise InputError(where, "does not end in numbers that a model takes", got=form.kind,
+                         hint="end it with {'op': 'value_range'}")
+    if form.height is None or form.height != form.width:
+        got = "images of different sizes" if form.height is None else f"{form.height}x{form.width}"
+        raise InputError(where, "does not end in square images of one size", got=got,
+                         hint="add {'op': 'resize', 'size': ...}")
+    return form
+
+
+# --- functions of pixels --------------------------------------------------------------------------
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes uint8 [h, w, 1 or 3] by Pillow's antialiased bilinear filter."""
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    grey = image.shape[-1] == 1
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return pixels[..., None] if grey else pixels  # grey: [height, width] -> [height, width, 1]
+
+
+def inception_box(
+    height: int, width: int, rng: np.random.Generator, *, area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Draws a box: (rows above, columns left, height, width).
+
+    As TensorFlow's `sample_distorted_bounding_box`: the aspect ratio is uniform, then the height
+    is uniform between those that give the smallest and the largest area; after 100 draws that do
+    not fit, the whole image.
+    """
+    smallest, largest = (share * height * width for share in area)
+    for _ in range(CROP_ATTEMPTS):
+        aspect = rng.uniform(*ratio)
+        low = round(math.sqrt(smallest / aspect))
+        high = round(math.sqrt(largest / aspect))
+        if round(high * aspect) > width:
+            high = int((width + 0.5 - 1e-7) / aspect)
+            high -= round(high * aspect) > width
+        high = min(high, height)
+        box_height = int(rng.integers(low, high + 1)) if low < high else high
+        box_width = round(box_height * aspect)
+        if box_width * box_height < smallest:
+            box_height += 1
+            box_width = round(box_height * aspect)
+        if box_width * box_height > largest:
+            box_height -= 1
+            box_width = round(box_height * aspect)
+        fits = 0 < box_height <= height and 0 < box_width <= width
+        if fits and smallest <= box_width * box_height <= largest:
+            above = int(rng.integers(height - box_height + 1))
+            left = int(rng.integers(width - box_width + 1))
+            return above, left, box_height, box_width
+    return 0, 0, height, width
+
+
+def _cropped(form: Form, size: int) -> Form:
+    _needs(form, "uint8")
+    if any(side is not None and side < size for side in (form.height, form.width)):
+        raise InputError("", "is larger than the image", got=size,
+                         expected=f"at most {form.height} x {form.width}")
+    return dataclasses.replace(form, height=size, width=size)
+
+
+def _check_fits(image: np.ndarray, size: int) -> None:
+    if min(image.shape[:2]) < size:
+        raise InputError("image", f"is smaller than its crop of {size} pixels",
+                         got=f"{image.shape[0]} x {image.shape[1]}",
+                         hint="put resize_small before the crop")
+
+
+def _check_choices(name: str, values: Sequence[Any], allowed: Sequence[Any]) -> None:
+    for value in values:
+        if value not in allowed:
+            near = suggest(str(value), map(str, allowed))
+            raise InputError("decode", f"{name} is unknown", got=value,
+                             expected=f"one of {', '.join(map(str, allowed))}",
+                             hint=f"did you mean {near}?" if near else None)
