@@ -64,9 +64,8 @@ def read_idx(path: Path) -> np.ndarray:
     """
     where = f"IDX file '{path}'"
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-        with opened as file:
-            return _read_idx(file, where)
+        with open(path, "rb") as file:
+            return _read_idx(gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file, where)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(where, f"cannot be read: {error}") from error
 

@@ -113,7 +113,8 @@ def open_tfds(folder: Path, where: str) -> ImageSet:
 
     builder = tfds.builder_from_directory(str(folder))
     features: Any = builder.info.features
-    num_classes = getattr(features.get("label"), "num_classes", None)
+    label = features["label"] if "label" in features else None
+    num_classes = getattr(label, "num_classes", None)
     if "image" not in features or num_classes is None:
         raise InputError(where, "has no features image and label (a ClassLabel)",
                          got=f"features {', '.join(features)}")
