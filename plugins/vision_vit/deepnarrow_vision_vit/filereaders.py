@@ -112,9 +112,8 @@ def open_tfds(folder: Path, where: str) -> ImageSet:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(folder))
-    features: Any = builder.info.features
-    label = features["label"] if "label" in features else None
-    num_classes = getattr(label, "num_classes", None)
+    features: dict[str, Any] = dict(builder.info.features.items())
+    num_classes = getattr(features.get("label"), "num_classes", None)
     if "image" not in features or num_classes is None:
         raise InputError(where, "has no features image and label (a ClassLabel)",
                          got=f"features {', '.join(features)}")
