@@ -112,7 +112,8 @@ def open_tfds(folder: Path, where: str) -> ImageSet:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(folder))
-    features: dict[str, Any] = dict(builder.info.features.items())
+    stored: Any = builder.info.features
+    features: dict[str, Any] = dict(stored.items())
     num_classes = getattr(features.get("label"), "num_classes", None)
     if "image" not in features or num_classes is None:
         raise InputError(where, "has no features image and label (a ClassLabel)",

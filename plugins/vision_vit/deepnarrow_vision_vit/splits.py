@@ -90,7 +90,8 @@ def split_rows(split: Split, shares: np.ndarray | None, size: int, where: str) -
         rows = np.arange(_bound(split.low, size, 0, where), _bound(split.high, size, size, where))
     if not len(rows):
         raise InputError(where, "the split is empty", got=repr(split.text),
-                         expected=f"some of {size} images")
+                         expected=f"some of {size} images",
+                         hint="name all splits in the config, by position, e.g. train[:80%]")
     return rows
 
 
