@@ -386,8 +386,9 @@ def test_every_bad_image_is_counted(tmp_path):
     message = error_of(lambda: upstream(data(**line), default_options()))
     assert "8 of 48 images cannot be used" in message
     assert "and 3 more" in message
-    with pytest.warns(UserWarning, match=r"8 of 48 images .* left out|share 20 images"):
+    with pytest.warns(UserWarning, match="left out|share") as caught:
         found = upstream(data(**line, corrupt="skip"), default_options())
+    assert "8 of 48 images cannot be used" in str(caught[0].message)
     assert found.train.num_examples == 40
     assert len(examples(found.train)) == 40
 
