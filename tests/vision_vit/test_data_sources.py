@@ -21,7 +21,7 @@ from deepnarrow.config import resolve_options
 from deepnarrow.data import TrainStream
 from deepnarrow.errors import InputError
 from deepnarrow_vision_vit import imageindex, splits
-from deepnarrow_vision_vit.images import decode
+from deepnarrow_vision_vit.images import decode, to_pixels
 from deepnarrow_vision_vit.options import default_options
 from deepnarrow_vision_vit.readers import open_set
 from deepnarrow_vision_vit.sources import default_data_options
@@ -129,7 +129,7 @@ def test_images_and_labels_are_the_stored_ones(kind, tmp_path):
     pools = open_set(KINDS[kind](tmp_path)).pools
     pool = pools["train"]
     labels, index = pool.labels(), pool.index()
-    stored = [decode(pool.read(i), 3) for i in range(len(labels))]
+    stored = [to_pixels(decode(pool.read(i), 3)) for i in range(len(labels))]
     if kind == "folder":
         images = pixels(20, seed=5)
         expected = {images[i].tobytes(): i % 4 for i in range(20)}

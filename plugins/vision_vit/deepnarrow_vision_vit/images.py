@@ -1,4 +1,4 @@
-"""Encoded and stored images to uint8 arrays, and what is wrong with those that cannot be used.
+"""Encoded and stored images to pictures of 8 bits, and what is wrong with those that are refused.
 
 Declared conversions only. An image of 8 bits, grey or RGB, is taken as it is; palettes, alpha,
 CMYK and 16 bits are converted where the config names them (`CONVERSIONS`), else refused by name.
@@ -17,9 +17,7 @@ import numpy as np
 from deepnarrow.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL import Image as PillowImage
-
-    Pillow = PillowImage.Image
+    from PIL.Image import Image as Picture
 
 MAX_PIXELS = 2**26  # an image with more is refused from its header, before it is decoded
 FORMATS = ("JPEG", "PNG")
@@ -33,6 +31,7 @@ CONVERSIONS = {
     "sixteen_bit": (SIXTEEN_BIT,),
 }
 PLAIN_MODES = ("1", "L", "RGB")
+MODES = {1: "L", 3: "RGB"}  # of pictures, by channels
 
 Raw = bytes | np.ndarray  # an encoded image, or a stored one: uint8 [h, w, channels]
 
@@ -99,8 +98,8 @@ def refused_mode(mode: str, convert: tuple[str, ...]) -> str:
 def decode(
     raw: Raw, channels: int, *, convert: tuple[str, ...] = (), exif: Literal["ignore", "apply"]
     = "ignore",
-) -> np.ndarray:
-    """Returns an image as uint8 [h, w, channels].
+) -> Picture:
+    """Returns an image as a picture of mode L (1 channel) or RGB (3).
 
     Grey becomes RGB by repetition; RGB becomes grey by ITU-R 601 luma (Pillow's `L`). Alpha is
     dropped, not blended; of 16 bits the upper 8 are kept (both as TensorFlow's decoder does).
@@ -115,7 +114,7 @@ def decode(
       InputError: it cannot be decoded, or needs a conversion that is not wanted.
     """
     if isinstance(raw, np.ndarray):
-        return _convert_array(raw, channels, convert)
+        return _from_array(raw, channels, convert)
     try:
         with _open(raw) as image:
             mode = _mode(image, raw)
@@ -124,66 +123,62 @@ def decode(
             image.load()
             if needed := refused_mode(mode, convert):
                 raise InputError("image", *_refusal(mode, needed))
-            return _to_array(_turned(image, exif), channels)
+            return _to_mode(_turned(image, exif), channels)
     except InputError:
         raise
     except Exception as error:
         raise InputError("image", _problem(error)) from error
 
 
-def _open(data: bytes) -> Pillow:
+def _open(data: bytes) -> Picture:
     from PIL import Image
 
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _mode(image: Pillow, data: bytes) -> str:
+def _mode(image: Picture, data: bytes) -> str:
     """Pillow's mode; a PNG of 16 bits a channel, which Pillow may show as RGB, by its header."""
     sixteen = image.format == "PNG" and data[24:25] == b"\x10"  # IHDR's bit depth
     return SIXTEEN_BIT if sixteen or image.mode.startswith("I") else image.mode
 
 
-def _turned(image: Pillow, exif: str) -> Pillow:
+def _turned(image: Picture, exif: str) -> Picture:
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(image) if exif == "apply" else image
 
 
-def _to_array(image: Pillow, channels: int) -> np.ndarray:
+def _to_mode(image: Picture, channels: int) -> Picture:
+    from PIL import Image
+
     if image.mode.startswith("I"):
-        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        return grey_to_rgb(grey[..., None]) if channels == 3 else grey[..., None]
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode in ("LA", "La"):
         image = image.getchannel(0)
-    wanted = "RGB" if channels == 3 else "L"
-    pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
-    return pixels if channels == 3 else pixels[..., None]  # [h, w] -> [h, w, 1]
+    wanted = MODES[channels]
+    return image if image.mode == wanted else image.convert(wanted)
 
 
-def _convert_array(image: np.ndarray, channels: int, convert: tuple[str, ...]) -> np.ndarray:
+def _from_array(image: np.ndarray, channels: int, convert: tuple[str, ...]) -> Picture:
     mode = array_facts(image).mode
     if needed := refused_mode(mode, convert):
         raise InputError("image", *_refusal(mode, needed))
-    image = image[..., :1] if image.shape[-1] < 3 else image[..., :3]  # drops alpha
-    if image.shape[-1] == channels:
-        return image
-    return grey_to_rgb(image) if channels == 3 else rgb_to_grey(image)
+    kept = 1 if image.shape[-1] < 3 else 3  # drops alpha
+    return _to_mode(to_picture(image[..., :kept]), channels)
 
 
-def grey_to_rgb(image: np.ndarray) -> np.ndarray:
-    """Repeats the one channel: [h, w, 1] -> [h, w, 3]."""
-    return np.repeat(image, 3, axis=-1)
+def to_picture(pixels: np.ndarray) -> Picture:
+    """uint8 [h, w, 1 or 3] as a picture."""
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1
+                                                else pixels))
 
 
-def rgb_to_grey(image: np.ndarray) -> np.ndarray:
-    """ITU-R 601 luma, in the fixed point of Pillow: [h, w, 3] -> [h, w, 1].
-
-    >>> rgb_to_grey(np.array([[[255, 0, 0], [0, 255, 0]]], np.uint8))[..., 0].tolist()
-    [[76, 150]]
-    """
-    weights = np.array([19595, 38470, 7471], np.uint32)  # 0.299, 0.587, 0.114 times 2^16
-    luma = (image.astype(np.uint32) * weights).sum(axis=-1, dtype=np.uint32)
-    return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]  # [h, w] -> [h, w, 1]
+def to_pixels(picture: Picture) -> np.ndarray:
+    """A picture as uint8 [h, w, 1 or 3]."""
+    pixels = np.asarray(picture)
+    return pixels[..., None] if pixels.ndim == 2 else pixels  # grey: [h, w] -> [h, w, 1]
 
 
 def refusal(mode: str, needed: str) -> str:

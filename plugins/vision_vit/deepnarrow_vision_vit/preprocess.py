@@ -5,7 +5,7 @@
 
 Each operation is a frozen dataclass whose fields are its settings: `__call__(image, rng)` applies
 it, `result(form)` says what comes out, so that a chain is checked before anything is read. Images
-are uint8 [h, w, channels] until `value_range` makes them float32. Imports no JAX.
+are Pillow's, of 8 bits, until `value_range` makes them float32 [h, w, channels]. Imports no JAX.
 
 Resizing is Pillow's bilinear filter with antialiasing on uint8. `tf.image.resize` with
 `antialias=True` gives the same up to rounding (big_vision cuts off, Pillow rounds each of its two
@@ -17,15 +17,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from deepnarrow.errors import InputError, suggest
 from deepnarrow.protocol import check_range
 from deepnarrow.settings import build
-from deepnarrow_vision_vit.images import CONVERSIONS, Raw, decode, grey_to_rgb
+from deepnarrow_vision_vit.images import CONVERSIONS, Raw, decode, to_picture, to_pixels
 from deepnarrow_vision_vit.randaugment import rand_augment
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 MAX_SIDE = 4096
 CROP_ATTEMPTS = 100  # of TensorFlow's `sample_distorted_bounding_box`
@@ -51,7 +54,7 @@ class Form:
 class Op(Protocol):
     """One operation."""
 
-    def __call__(self, image: Any, rng: np.random.Generator, /) -> np.ndarray: ...
+    def __call__(self, image: Any, rng: np.random.Generator, /) -> Any: ...
 
     def result(self, form: Form) -> Form: ...
 
@@ -87,7 +90,7 @@ class Decode:
         _check_choices("channels", (self.channels,), (1, 3))
         _check_choices("convert", self.convert, tuple(CONVERSIONS))
 
-    def __call__(self, image: Raw, _rng: np.random.Generator, /) -> np.ndarray:
+    def __call__(self, image: Raw, _rng: np.random.Generator, /) -> Picture:
         return decode(image, self.channels, convert=self.convert, exif=self.exif)
 
     def result(self, form: Form) -> Form:
@@ -104,7 +107,7 @@ class Resize:
     def __post_init__(self) -> None:
         _check_side("resize", "size", self.size)
 
-    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
+    def __call__(self, image: Picture, _rng: np.random.Generator, /) -> Picture:
         return resize(image, self.size, self.size)
 
     def result(self, form: Form) -> Form:
@@ -121,10 +124,9 @@ class ResizeSmall:
     def __post_init__(self) -> None:
         _check_side("resize_small", "size", self.size)
 
-    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
-        height, width = image.shape[:2]
-        factor = self.size / min(height, width)
-        return resize(image, round(height * factor), round(width * factor))
+    def __call__(self, image: Picture, _rng: np.random.Generator, /) -> Picture:
+        factor = self.size / min(image.size)
+        return resize(image, round(image.height * factor), round(image.width * factor))
 
     def result(self, form: Form) -> Form:
         _needs(form, "uint8")
@@ -144,10 +146,10 @@ class CentralCrop:
     def __post_init__(self) -> None:
         _check_side("central_crop", "size", self.size)
 
-    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
+    def __call__(self, image: Picture, _rng: np.random.Generator, /) -> Picture:
         _check_fits(image, self.size)
-        above, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
-        return image[above:above + self.size, left:left + self.size]
+        above, left = (image.height - self.size) // 2, (image.width - self.size) // 2
+        return image.crop((left, above, left + self.size, above + self.size))
 
     def result(self, form: Form) -> Form:
         return _cropped(form, self.size)
@@ -162,10 +164,11 @@ class RandomCrop:
     def __post_init__(self) -> None:
         _check_side("random_crop", "size", self.size)
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray:
+    def __call__(self, image: Picture, rng: np.random.Generator, /) -> Picture:
         _check_fits(image, self.size)
-        above, left = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
-        return image[above:above + self.size, left:left + self.size]
+        above, left = (int(rng.integers(side - self.size + 1))
+                       for side in (image.height, image.width))
+        return image.crop((left, above, left + self.size, above + self.size))
 
     def result(self, form: Form) -> Form:
         return _cropped(form, self.size)
@@ -198,11 +201,12 @@ class InceptionCrop:
         check_range("inception_crop", "ratio_min", self.ratio_min, 0.1, 10)
         check_range("inception_crop", "ratio_max", self.ratio_max, self.ratio_min, 10)
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray:
+    def __call__(self, image: Picture, rng: np.random.Generator, /) -> Picture:
         above, left, height, width = inception_box(
-            image.shape[0], image.shape[1], rng, area=(self.area_min, self.area_max),
+            image.height, image.width, rng, area=(self.area_min, self.area_max),
             ratio=(self.ratio_min, self.ratio_max))
-        return resize(image[above:above + height, left:left + width], self.size, self.size)
+        box = image.crop((left, above, left + width, above + height))
+        return resize(box, self.size, self.size)
 
     def result(self, form: Form) -> Form:
         _needs(form, "uint8")
@@ -218,9 +222,10 @@ class Pad:
     def __post_init__(self) -> None:
         _check_side("pad", "pixels", self.pixels)
 
-    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
-        # [h, w, channels] -> [h + 2 pixels, w + 2 pixels, channels]
-        return np.pad(image, ((self.pixels, self.pixels), (self.pixels, self.pixels), (0, 0)))
+    def __call__(self, image: Picture, _rng: np.random.Generator, /) -> Picture:
+        from PIL import ImageOps
+
+        return ImageOps.expand(image, self.pixels)
 
     def result(self, form: Form) -> Form:
         _needs(form, "uint8")
@@ -233,8 +238,10 @@ class Pad:
 class Flip:
     """Swaps left and right with probability 1/2."""
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray:
-        return image[:, ::-1] if rng.random() < 0.5 else image
+    def __call__(self, image: Picture, rng: np.random.Generator, /) -> Picture:
+        from PIL.Image import Transpose
+
+        return image.transpose(Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
     def result(self, form: Form) -> Form:
         return form
@@ -251,8 +258,8 @@ class RandAugment:
         check_range("randaugment", "layers", self.layers, 1, 16)
         check_range("randaugment", "magnitude", self.magnitude, 0, 30)
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray:
-        return rand_augment(image, rng, self.layers, self.magnitude)
+    def __call__(self, image: Picture, rng: np.random.Generator, /) -> Picture:
+        return to_picture(rand_augment(to_pixels(image), rng, self.layers, self.magnitude))
 
     def result(self, form: Form) -> Form:
         _needs(form, "uint8", channels=3)
@@ -263,8 +270,8 @@ class RandAugment:
 class GreyToRgb:
     """Repeats the one channel."""
 
-    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
-        return grey_to_rgb(image)
+    def __call__(self, image: Picture, _rng: np.random.Generator, /) -> Picture:
+        return image.convert("RGB")
 
     def result(self, form: Form) -> Form:
         _needs(form, "uint8", channels=1)
@@ -281,8 +288,8 @@ class ValueRange:
     def __post_init__(self) -> None:
         check_range("value_range", "high", self.high, self.low, low_open=True)
 
-    def __call__(self, image: np.ndarray, _rng: np.random.Generator, /) -> np.ndarray:
-        values = image.astype(np.float32)
+    def __call__(self, image: Picture, _rng: np.random.Generator, /) -> np.ndarray:
+        values = to_pixels(image).astype(np.float32)
         values *= np.float32((self.high - self.low) / 255)
         values += np.float32(self.low)
         return values
@@ -372,17 +379,14 @@ def check_chain(chain: Chain, stored: Form, where: str) -> Form:
     return form
 
 
-# --- functions of pixels --------------------------------------------------------------------------
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 [h, w, 1 or 3] by Pillow's antialiased bilinear filter."""
-    from PIL import Image
+# --- functions of pictures ------------------------------------------------------------------------
+def resize(image: Picture, height: int, width: int) -> Picture:
+    """Resizes by Pillow's antialiased bilinear filter."""
+    from PIL.Image import Resampling
 
-    if image.shape[:2] == (height, width):
+    if image.size == (width, height):
         return image
-    grey = image.shape[-1] == 1
-    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
-    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
-    return pixels[..., None] if grey else pixels  # grey: [height, width] -> [height, width, 1]
+    return image.resize((width, height), Resampling.BILINEAR)
 
 
 def inception_box(
@@ -428,10 +432,10 @@ def _cropped(form: Form, size: int) -> Form:
     return dataclasses.replace(form, height=size, width=size)
 
 
-def _check_fits(image: np.ndarray, size: int) -> None:
-    if min(image.shape[:2]) < size:
+def _check_fits(image: Picture, size: int) -> None:
+    if min(image.size) < size:
         raise InputError("image", f"is smaller than its crop of {size} pixels",
-                         got=f"{image.shape[0]} x {image.shape[1]}",
+                         got=f"{image.height} x {image.width}",
                          hint="put resize_small before the crop")
 
 

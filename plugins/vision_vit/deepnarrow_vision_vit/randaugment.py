@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from PIL import Image as PillowImage
 
 MAX_LEVEL = 10.0
 CUTOUT_CONST = 40
@@ -20,6 +21,8 @@ TRANSLATE_CONST = 100
 GREY = 128  # of what is empty
 
 Image = np.ndarray
+_VALUES = np.arange(256, dtype=np.uint8)
+_FLOATS = _VALUES.astype(np.float32)
 
 
 def rand_augment(image: Image, rng: np.random.Generator, layers: int, magnitude: float) -> Image:
@@ -57,28 +60,34 @@ def blend(low: Image, high: Image, factor: float) -> Image:
 
 def auto_contrast(image: Image) -> Image:
     """Stretches each channel to 0..255."""
-    low = image.min(axis=(0, 1)).astype(np.float32)
-    high = image.max(axis=(0, 1)).astype(np.float32)
-    scale = np.float32(255) / np.maximum(high - low, 1)
-    stretched = np.clip(image.astype(np.float32) * scale + -low * scale, 0, 255).astype(np.uint8)
-    return np.where(high > low, stretched, image)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))  # [h, w, 3] -> [3, h, w]
+    return np.stack([_lookup(plane, _stretch(plane)) for plane in planes], axis=-1)
+
+
+def _stretch(channel: np.ndarray) -> np.ndarray:
+    """The table that maps a channel's smallest value to 0 and its largest to 255."""
+    low, high = np.float32(channel.min()), np.float32(channel.max())
+    if low == high:
+        return _VALUES
+    scale = np.float32(255) / (high - low)
+    return np.clip(_FLOATS * scale + -low * scale, 0, 255).astype(np.uint8)
 
 
 def equalize(image: Image) -> Image:
     """Spreads each channel's histogram evenly."""
-    channels = [_equalize_channel(image[..., c]) for c in range(image.shape[-1])]
+    counts = np.array(PillowImage.fromarray(image).histogram()).reshape(-1, 256)
+    channels = [_lookup(image[..., c], _spread(counts[c])) for c in range(image.shape[-1])]
     return np.stack(channels, axis=-1)  # channels x [h, w] -> [h, w, channels]
 
 
-def _equalize_channel(channel: np.ndarray) -> np.ndarray:
-    histogram = np.bincount(channel.ravel(), minlength=256)
+def _spread(histogram: np.ndarray) -> np.ndarray:
+    """The table that equalises a channel with this histogram."""
     used = histogram[histogram > 0]
     step = (used.sum() - used[-1]) // 255
     if step == 0:
-        return channel
+        return _VALUES
     table = (np.cumsum(histogram) + step // 2) // step
-    table = np.clip(np.concatenate([[0], table[:-1]]), 0, 255).astype(np.uint8)
-    return table[channel]
+    return np.clip(np.concatenate([[0], table[:-1]]), 0, 255).astype(np.uint8)
 
 
 def invert(image: Image) -> Image:
@@ -88,19 +97,23 @@ def invert(image: Image) -> Image:
 
 def posterize(image: Image, bits: int) -> Image:
     """Keeps the upper `bits`; above 8, which strong settings ask for, the image stays."""
-    shift = max(0, 8 - bits)
-    return (image >> shift) << shift if shift < 8 else np.zeros_like(image)
+    return image & np.uint8(256 - (1 << max(0, 8 - bits)))
 
 
 def solarize(image: Image, threshold: int) -> Image:
     """Inverts the values from `threshold` up."""
-    return np.where(image < threshold, image, 255 - image)
+    return _lookup(image, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES))
 
 
 def solarize_add(image: Image, addition: int) -> Image:
     """Adds to the values below 128."""
-    added = np.clip(image.astype(np.int16) + addition, 0, 255).astype(np.uint8)
-    return np.where(image < 128, added, image)
+    added = np.clip(_VALUES.astype(np.int16) + addition, 0, 255).astype(np.uint8)
+    return _lookup(image, np.where(_VALUES < 128, added, _VALUES))
+
+
+def _lookup(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Maps each value by a table of 256."""
+    return np.take(table, image)
 
 
 def grey(image: Image) -> Image:
@@ -118,12 +131,12 @@ def color(image: Image, factor: float) -> Image:
 def contrast(image: Image, factor: float) -> Image:
     """Blends with one grey, which is `pixels / 256` (see the module's text)."""
     level = min(image.shape[0] * image.shape[1] / 256, 255.0)
-    return blend(np.full_like(image, int(level)), image, factor)
+    return _lookup(image, blend(np.full(256, int(level), np.uint8), _VALUES, factor))
 
 
 def brightness(image: Image, factor: float) -> Image:
     """Blends with black."""
-    return blend(np.zeros_like(image), image, factor)
+    return _lookup(image, blend(np.zeros(256, np.uint8), _VALUES, factor))
 
 
 def sharpness(image: Image, factor: float) -> Image:
@@ -169,18 +182,21 @@ def rotate(image: Image, degrees: float) -> Image:
 def _affine(image: Image, matrix: tuple[float, ...]) -> Image:
     """Pixel (x, y) becomes the nearest one to (a x + b y + c, d x + e y + f); grey outside."""
     a, b, c, d, e, f = map(np.float32, matrix)
-    height, width, _ = image.shape
+    height, width, channels = image.shape
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     from_x = _round(a * x + b * y + c)  # -> [h, w]
     from_y = _round(d * x + e * y + f)
     inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
-    moved = image[np.clip(from_y, 0, height - 1), np.clip(from_x, 0, width - 1)]
-    return np.where(inside[..., None], moved, np.uint8(GREY))
+    places = np.where(inside, from_y * np.int32(width) + from_x, np.int32(height * width))
+    # One grey pixel stands behind the last: [h, w, channels] -> [h * w + 1, channels]
+    pixels = np.full((height * width + 1, channels), GREY, np.uint8)
+    pixels[:-1] = image.reshape(-1, channels)
+    return pixels[places]  # -> [h, w, channels]
 
 
 def _round(values: np.ndarray) -> np.ndarray:
     """To the nearest integer, halves away from zero."""
-    return np.trunc(values + np.copysign(np.float32(0.5), values)).astype(np.int64)
+    return np.trunc(values + np.copysign(np.float32(0.5), values)).astype(np.int32)
 
 
 def cutout(image: Image, reach: int, row: int, column: int) -> Image:

@@ -13,7 +13,7 @@ import numpy as np
 from deepnarrow.errors import InputError, shorten
 from deepnarrow.modality import Example, Source
 from deepnarrow_vision_vit.digits import default_digits
-from deepnarrow_vision_vit.images import Raw, refusal, refused_mode
+from deepnarrow_vision_vit.images import Raw, refusal, refused_mode, to_pixels
 from deepnarrow_vision_vit.preprocess import Chain, Form, check_chain
 from deepnarrow_vision_vit.readers import ImageSet, Pool, check_labels
 from deepnarrow_vision_vit.splits import hash_shares, parse_split, split_rows
@@ -216,8 +216,8 @@ def _cached_read(pool: Pool, rows: np.ndarray, chain: Chain) -> Any:
     def read(index: int) -> Raw:
         image = kept[index]
         if image is None:  # two threads may both decode it: the same image
-            image = kept[index] = chain.decode(pool.read(positions[index]),
-                                               np.random.default_rng(0))
+            picture = chain.decode(pool.read(positions[index]), np.random.default_rng(0))
+            image = kept[index] = to_pixels(picture)
         return image
 
     return read
