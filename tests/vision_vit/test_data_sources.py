@@ -521,11 +521,32 @@ def test_options_that_would_do_nothing_are_refused():
 def test_transfer_settings_are_checked(tmp_path):
     line = make_npz(tmp_path)
     for value, said in (({"sorce": line}, "did you mean source"), ({"train": "x"}, "source"),
-                        ({"source": line, "pp": ({"op": "resize", "size": 4},
-                                                 {"op": "value_range"})}, "12 x 12 x 1")):
+                        ({"source": line, "pp": (
+                            {"op": "decode", "channels": 3}, {"op": "resize", "size": 12},
+                            {"op": "value_range"})}, "3 channels; expected 1")):
         options = data(transfer={"mine": value})
         assert said in error_of(
             lambda o=options: tasks(o, default_options())["mine"].examples("train"))
+
+
+def test_a_task_of_another_size_is_fine_tuned_at_that_resolution(tmp_path):
+    steps = ({"op": "resize", "size": 24}, {"op": "value_range"})
+    table = {"source": make_npz(tmp_path), "train": "train[:75%]", "validation": "train[75%:]",
+             "test": "test"}
+    found = tasks(data(transfer={"large": {**table, "pp": steps}, "same": {
+        **table, "pp": ({"op": "resize", "size": 12}, {"op": "value_range"})}}), default_options())
+    assert found["large"].kinds == {"fine_tune"}
+    assert found["large"].options == {"num_classes": 4, "image_size": 24}
+    assert found["large"].examples("train").load(0, None)["image"].shape == (24, 24, 1)
+    assert found["same"].kinds == {"few_shot", "fine_tune"}
+    assert found["same"].options == {"num_classes": 4}
+
+
+def test_raw_pixels_are_probed_of_small_images_only(tmp_path):
+    line = make_npz(tmp_path)
+    for size, raw in ((32, True), (128, False)):
+        options = data(upstream=line, image_size=size, **WHOLE, transfer={"mine": line})
+        assert (tasks(options, default_options())["mine"].baseline is not None) == raw
 
 
 def test_images_of_many_sizes_need_a_size(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ from deepnarrow_vision_vit.sources import (
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+Kind = Literal["few_shot", "fine_tune"]
 DIGITS = "digits"
 TRANSFER_SPLITS = ("train", "validation", "test")
 MAX_BASELINE_VALUES = 64 * 64 * 3  # an image's values, up to which raw pixels are probed too
@@ -47,7 +48,8 @@ class TransferSet:
       train: its splits, as `splits.py` describes them; all empty for the defaults.
       validation: may be empty: no fine-tuning then.
       test: never used to choose anything.
-      pp: its own preprocessing; empty for `eval_pp`.
+      pp: its own preprocessing; empty for `eval_pp`. Of another size it serves fine-tuning alone,
+        at that resolution.
     """
 
     source: str
@@ -242,34 +244,44 @@ def _set_task(name: str, value: Any, data_options: ConfigDict) -> Task:
         return make_source(*rows(split), _transfer_chain(wanted, data_options, where),
                            images.num_classes)
 
-    return _labelled_task(name, examples, images.num_classes,
-                          fine_tune=bool(expressions["validation"]),
-                          raw=_declared_values(wanted, data_options, where) <= MAX_BASELINE_VALUES)
+    form = _declared_form(wanted, data_options, where)
+    own_size = bool(wanted.pp) and form.height != _model_form(data_options).height
+    kinds: set[Kind] = set() if own_size else {"few_shot"}
+    if expressions["validation"]:
+        kinds.add("fine_tune")
+    return _labelled_task(
+        name, examples, images.num_classes, frozenset(kinds),
+        options={"image_size": form.height} if own_size else {},
+        raw=(form.height or 0) ** 2 * (form.channels or 1) <= MAX_BASELINE_VALUES)
 
 
-def _declared_values(wanted: TransferSet, data_options: ConfigDict, where: str) -> int:
-    """Values of an image as far as the options say, so that nothing need be read; else 0."""
-    size, steps = data_options.image_size, wanted.pp or data_options.eval_pp
-    if steps:
-        chain = build_chain(steps, f"{where}.pp", 1)
-        size = check_chain(chain, Form(None, None, None, "raw"), f"{where}.pp").height or 0
-    return size * size * (data_options.channels or 1)
+def _declared_form(wanted: TransferSet, data_options: ConfigDict, where: str) -> Form:
+    """The images of a task as far as the options say, so that nothing need be read."""
+    steps = wanted.pp or data_options.eval_pp
+    if not steps:
+        return Form(data_options.image_size, None, data_options.channels or None, "float32")
+    chain = build_chain(steps, f"{where}.pp", data_options.channels or 1)
+    return check_chain(chain, Form(None, None, None, "raw"), f"{where}.pp")
+
+
+def _model_form(data_options: ConfigDict) -> Form:
+    """The images that the pre-trained model takes."""
+    if data_options.upstream == DIGITS:
+        canvas: int = data_options.digits.canvas
+        return Form(canvas, canvas, 1, "float32")
+    return _open_upstream(_frozen(data_options)).form
 
 
 def _transfer_chain(wanted: TransferSet, data_options: ConfigDict, where: str) -> Chain:
-    """The task's own chain, or upstream's for evaluation: either gives the images of the model."""
-    if data_options.upstream == DIGITS:
-        size, channels = data_options.digits.canvas, 1
-        steps = wanted.pp
-    else:
-        form = _open_upstream(_frozen(data_options)).form
-        size, channels = form.height or 0, form.channels or 0
-        steps = wanted.pp or data_options.eval_pp
+    """The task's own chain, or upstream's for evaluation; channels are the model's in any case."""
+    form = _model_form(data_options)
+    size, channels = form.height or 0, form.channels or 0
+    steps = wanted.pp or data_options.eval_pp
     chain = _chain(steps, f"{where}.pp", size, channels, data_options.convert)
     end = check_chain(chain, Form(None, None, None, "raw"), f"{where}.pp")
-    if (end.height, end.channels) != (size, channels):
+    if end.channels != channels:
         raise InputError(f"{where}.pp", "does not give the images that the model takes",
-                         got=_shape(end), expected=f"{size} x {size} x {channels}")
+                         got=f"{end.channels} channels", expected=channels)
     return chain
 
 
@@ -284,22 +296,23 @@ def _new_classes(options: ConfigDict) -> Task:
                              expected=f"one of {', '.join(TRANSFER_SPLITS)}")
         return digits.digits_examples(options, split)
 
-    return _labelled_task(name, examples, len(digits.classes_of(options, "transfer_classes")))
+    return _labelled_task(name, examples, len(digits.classes_of(options, "transfer_classes")),
+                          frozenset({"few_shot", "fine_tune"}), options={}, raw=True)
 
 
 def _labelled_task(
-    name: str, examples: Any, num_classes: int, *, fine_tune: bool = True, raw: bool = True
+    name: str, examples: Callable[[str], Source], num_classes: int, kinds: frozenset[Kind], *,
+    options: Mapping[str, Any], raw: bool,
 ) -> Task:
     def baseline(split: str) -> np.ndarray:
         source, unused = examples(split), np.random.default_rng(0)
         pixels = [source.load(i, unused)["image"].ravel() for i in range(source.num_examples)]
         return np.stack(pixels)  # n x [pixels] -> [n, pixels]
 
-    # The probe of raw pixels would take [n, pixels] floats: of small images only.
-    kinds: frozenset[Literal["few_shot", "fine_tune"]] = frozenset(
-        ("few_shot", "fine_tune") if fine_tune else ("few_shot",))
     return Task(
         name=name, kinds=kinds, examples=examples, metric=Metric("accuracy", "max"),
-        score=score_accuracy, num_classes=num_classes, options={"num_classes": num_classes},
+        score=score_accuracy, num_classes=num_classes,
+        options={"num_classes": num_classes, **options},
+        # The probe of raw pixels takes [n, pixels] floats: of small images only.
         baseline=baseline if raw else None,
     )
