@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deepnarrow.files import cache_dir, write_bytes
 from deepnarrow_vision_vit.images import Facts, inspect
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VERSION = 1  # of the index: raise it with every change of what `inspect` finds
 FLUSH_SECONDS = 120.0  # an interrupted pass loses no more than this
@@ -47,7 +50,9 @@ class Index:
     problems: np.ndarray
 
 
-Row = tuple[bytes, int, Facts]
+Row = tuple[bytes, int, Facts]  # sha256, label, facts
+_KEYS = ("name", "stamp")
+_FACTS = tuple(field.name for field in dataclasses.fields(Facts))
 
 
 def build_index(
@@ -64,7 +69,10 @@ def build_index(
     """
     digest = hashlib.sha256(f"{VERSION} {place}".encode()).hexdigest()[:32]
     path = cache_dir() / "vision_vit" / f"index-{digest}.parquet"
-    known = _load(path)
+    kept = _load(path)
+    if kept is not None and _covers(kept, names, stamps):
+        return _to_index(kept)
+    known = {} if kept is None else _rows(kept)
     rows: list[Row | None] = [known.get(key) for key in zip(names, stamps, strict=True)]
     missing = [i for i, row in enumerate(rows) if row is None]
     flushed = time.monotonic()
@@ -73,9 +81,7 @@ def build_index(
         if time.monotonic() - flushed > FLUSH_SECONDS:
             _save(path, names, stamps, rows)
             flushed = time.monotonic()
-    if missing:
-        _save(path, names, stamps, rows)
-    return _to_index([row for row in rows if row is not None])
+    return _to_index(_save(path, names, stamps, rows))
 
 
 def stamp(path: Path) -> str:
@@ -127,24 +133,36 @@ class _Bar:
 
 
 # --- the cache's file -----------------------------------------------------------------------------
-def _load(path: Path) -> dict[tuple[str, str], Row]:
-    """Rows by (name, stamp); none where the file is not there or not whole."""
+def _load(path: Path) -> pa.Table | None:
+    """The kept table; None where the file is not there or not whole."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        columns = pq.read_table(path).to_pydict()
-        facts = map(Facts, columns["mode"], columns["height"], columns["width"],
-                    columns["problem"])
-        rows = zip(columns["sha256"], columns["label"], facts, strict=True)
-        return dict(zip(zip(columns["name"], columns["stamp"], strict=True), rows, strict=True))
-    except (OSError, KeyError, ValueError, pa.ArrowException):
-        return {}
+        table = pq.read_table(path)
+        return table.select([*_KEYS, "sha256", "label", *_FACTS])
+    except (OSError, KeyError, pa.ArrowException):
+        return None
+
+
+def _covers(table: pa.Table, names: Sequence[str], stamps: Sequence[str]) -> bool:
+    """Whether the table is about these very images in this order."""
+    return all(table.column(key).to_pylist() == list(values)
+               for key, values in zip(_KEYS, (names, stamps), strict=True))
+
+
+def _rows(table: pa.Table) -> dict[tuple[str, str], Row]:
+    """The table's rows by (name, stamp)."""
+    columns = table.to_pydict()
+    facts = map(Facts, *(columns[name] for name in _FACTS))
+    rows = zip(columns["sha256"], columns["label"], facts, strict=True)
+    return dict(zip(zip(*(columns[key] for key in _KEYS), strict=True), rows, strict=True))
 
 
 def _save(
     path: Path, names: Sequence[str], stamps: Sequence[str], rows: Sequence[Row | None]
-) -> None:
+) -> pa.Table:
+    """Writes what is known so far, and returns it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -154,22 +172,24 @@ def _save(
         "name": [r[0] for r in done], "stamp": [r[1] for r in done],
         "sha256": pa.array([r[2] for r in done], pa.binary(32)),
         "label": pa.array([r[3] for r in done], pa.int64()),
-        **{field.name: [getattr(r[4], field.name) for r in done]
-           for field in dataclasses.fields(Facts)},
+        **{name: [getattr(r[4], name) for r in done] for name in _FACTS},
     }
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
+    table, sink = pa.table(columns), pa.BufferOutputStream()
+    pq.write_table(table, sink)
     write_bytes(path, sink.getvalue().to_pybytes())
+    return table
 
 
-def _to_index(rows: Sequence[Row]) -> Index:
-    facts = [row[2] for row in rows]
+def _to_index(table: pa.Table) -> Index:
+    columns = {name: table.column(name) for name in table.column_names}
+    hashes = b"".join(columns["sha256"].to_pylist())
+    sizes = [columns[name].to_numpy().astype(np.int32) for name in ("height", "width")]
     return Index(
-        hashes=np.frombuffer(b"".join(row[0] for row in rows), np.uint8).reshape(-1, 32),
-        labels=np.array([row[1] for row in rows], np.int64),
-        modes=np.array([f.mode for f in facts], object),
-        sizes=np.array([(f.height, f.width) for f in facts], np.int32).reshape(-1, 2),
-        problems=np.array([f.problem for f in facts], object),
+        hashes=np.frombuffer(hashes, np.uint8).reshape(-1, 32),
+        labels=columns["label"].to_numpy(),
+        modes=np.array(columns["mode"].to_pylist(), object),
+        sizes=np.stack(sizes, axis=1),  # 2 x [n] -> [n, 2]
+        problems=np.array(columns["problem"].to_pylist(), object),
     )
 
 

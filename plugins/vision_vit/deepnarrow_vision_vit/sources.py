@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -141,15 +142,15 @@ def warn_overlap(hashes: Mapping[str, np.ndarray], where: str) -> None:
       hashes: uint8 [n, 32] by split.
       where: for the warning.
     """
-    names = list(hashes)
-    sets = {name: {row.tobytes() for row in value} for name, value in hashes.items()}
-    for i, first in enumerate(names):
-        for second in names[i + 1:]:
-            shared = len(sets[first] & sets[second])
-            if shared:
-                warnings.warn(f"{where}: {first} and {second} share {shared} images (of "
-                              f"{len(sets[first])} and {len(sets[second])} different ones)",
-                              stacklevel=2)
+    # The first 8 bytes of a digest tell images apart: a billion pairs collide once in 10^10 times.
+    keys = {name: np.unique(np.ascontiguousarray(value[:, :8]).view(np.uint64))
+            for name, value in hashes.items()}
+    for first, second in itertools.combinations(keys, 2):
+        shared = len(np.intersect1d(keys[first], keys[second], assume_unique=True))
+        if shared:
+            warnings.warn(f"{where}: {first} and {second} share {shared} images (of "
+                          f"{len(keys[first])} and {len(keys[second])} different ones)",
+                          stacklevel=2)
 
 
 # --- examples -------------------------------------------------------------------------------------
