@@ -43,11 +43,11 @@ def idx_bytes(array):
             + array.tobytes())
 
 
-def write_idx(root, prefixes=("train-", "t10k-"), count=20, classes=4, zipped=True):
+def write_idx(root, prefixes=("train-", "t10k-"), count=20, classes=4, zipped=True, size=8, seed=0):
     """MNIST's four files (two without a prefix): `count` images a split."""
     root.mkdir(parents=True, exist_ok=True)
-    for seed, prefix in enumerate(prefixes):
-        images = pixels(count, channels=1, seed=seed)[..., 0]
+    for i, prefix in enumerate(prefixes):
+        images = pixels(count, size=size, channels=1, seed=seed + i)[..., 0]
         labels = (np.arange(count) % classes).astype(np.uint8)
         for name, array in ((f"{prefix}images-idx3-ubyte", images),
                             (f"{prefix}labels-idx1-ubyte", labels)):

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from deepnarrow.errors import InputError, suggest
-from deepnarrow.protocol import check_range
+from deepnarrow.protocol import check_choice, check_range
 from deepnarrow.settings import build
-from deepnarrow_vision_vit.images import CONVERSIONS, Raw, decode, to_picture, to_pixels
+from deepnarrow_vision_vit.images import Raw, decode, to_picture, to_pixels
 from deepnarrow_vision_vit.randaugment import rand_augment
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Form:
       height: in pixels.
       width: in pixels.
       channels: 1 or 3.
-      kind: `raw` (encoded, or as stored), `uint8` or `float32`.
+      kind: `raw` (encoded, or as stored), `uint8` (a picture) or `float32`.
     """
 
     height: int | None
@@ -67,35 +67,25 @@ def _needs(form: Form, kind: str, *, channels: int | None = None) -> None:
     """Raises `InputError` where an operation cannot follow what stands before it."""
     if form.kind != kind:
         raise InputError("", f"takes {kind} images", got=form.kind,
-                         hint="value_range comes last, decode first")
+                         hint="value_range comes last")
     if channels is not None and form.channels != channels:
         raise InputError("", f"takes images of {channels} channels", got=form.channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """Decodes to uint8 of so many channels: grey repeated for 3, luma for 1.
+    """Decodes to so many channels: grey repeated for 3, luma for 1. Always the first operation.
 
     Attributes:
       channels: 1 or 3.
-      convert: conversions that are allowed: `palette`, `alpha`, `cmyk`, `sixteen_bit`.
       exif: `ignore` the orientation, as TensorFlow and its data sets do, or `apply` it.
     """
 
     channels: int
-    convert: tuple[str, ...] = ()
     exif: Literal["ignore", "apply"] = "ignore"
 
     def __post_init__(self) -> None:
-        _check_choices("channels", (self.channels,), (1, 3))
-        _check_choices("convert", self.convert, tuple(CONVERSIONS))
-
-    def __call__(self, image: Raw, _rng: np.random.Generator, /) -> Picture:
-        return decode(image, self.channels, convert=self.convert, exif=self.exif)
-
-    def result(self, form: Form) -> Form:
-        _needs(form, "raw")
-        return dataclasses.replace(form, channels=self.channels, kind="uint8")
+        check_choice("decode", "channels", self.channels, (1, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,36 +299,44 @@ OPS: Mapping[str, type] = {
 # --- chains ---------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Operations one after another; the first decodes, the last gives float32."""
+    """Decoding, then operations one after another, of which the last gives float32.
 
+    Attributes:
+      first: how images are decoded.
+      ops: what follows.
+      convert: conversions that decoding may make, see `images.CONVERSIONS`.
+    """
+
+    first: Decode
     ops: tuple[Op, ...]
+    convert: tuple[str, ...] = ()
 
     def __call__(self, raw: Raw, rng: np.random.Generator) -> np.ndarray:
         """A stored image to float32 [size, size, channels]."""
-        image: Any = raw
+        image: Any = self.decode(raw)
         for op in self.ops:
             image = op(image, rng)
         return image
 
-    @property
-    def decode(self) -> Decode:
-        """The first operation."""
-        first = self.ops[0]
-        assert isinstance(first, Decode)
-        return first
+    def decode(self, raw: Raw) -> Picture:
+        """A stored image to a picture."""
+        return decode(raw, self.first.channels, convert=self.convert, exif=self.first.exif)
 
-    def facts(self) -> list[list[Any]]:
+    def facts(self) -> list[Any]:
         """What determines its results, JSON-able."""
-        return [[type(op).__name__, dataclasses.asdict(op)] for op in self.ops]  # type: ignore
+        ops: list[Any] = [self.first, *self.ops]
+        return [[[type(op).__name__, dataclasses.asdict(op)] for op in ops], list(self.convert)]
 
 
-def build_chain(steps: Sequence[Mapping[str, Any]], where: str, channels: int) -> Chain:
-    """Builds a chain from its steps in a config; one without `decode` gets it, to `channels`.
+def build_chain(
+    steps: Sequence[Mapping[str, Any]], where: str, channels: int, convert: tuple[str, ...] = ()
+) -> Chain:
+    """Builds a chain from its steps in a config; one without `decode` decodes to `channels`.
 
     Raises:
       InputError: an unknown operation or setting, a value out of range; with what is near.
     """
-    ops: list[Op] = []
+    first, ops = Decode(channels), []
     for i, step in enumerate(steps):
         place = f"{where}[{i}]"
         settings = dict(step) if isinstance(step, Mapping) else {}
@@ -348,10 +346,14 @@ def build_chain(steps: Sequence[Mapping[str, Any]], where: str, channels: int) -
             raise InputError(place, "is no operation", got=name if name else step,
                              expected=f"{{'op': NAME, ...}}, NAME one of {', '.join(OPS)}",
                              hint=f"did you mean {near}?" if near else None)
-        ops.append(build(OPS[name], settings, f"{place} {name}"))
-    if not ops or not isinstance(ops[0], Decode):
-        ops = [Decode(channels), *ops]
-    return Chain(tuple(ops))
+        op = build(OPS[name], settings, f"{place} {name}")
+        if not isinstance(op, Decode):
+            ops.append(op)
+        elif i:
+            raise InputError(place, "decode comes first", got=f"operation {i + 1}")
+        else:
+            first = op
+    return Chain(first, tuple(ops), convert)
 
 
 def check_chain(chain: Chain, stored: Form, where: str) -> Form:
@@ -361,7 +363,7 @@ def check_chain(chain: Chain, stored: Form, where: str) -> Form:
       InputError: an operation cannot follow the one before it, or what comes out is no square
         float32 image of a known size.
     """
-    form = stored
+    form = dataclasses.replace(stored, channels=chain.first.channels, kind="uint8")
     for op in chain.ops:
         name = next(n for n, kind in OPS.items() if isinstance(op, kind))
         try:
@@ -437,12 +439,3 @@ def _check_fits(image: Picture, size: int) -> None:
         raise InputError("image", f"is smaller than its crop of {size} pixels",
                          got=f"{image.height} x {image.width}",
                          hint="put resize_small before the crop")
-
-
-def _check_choices(name: str, values: Sequence[Any], allowed: Sequence[Any]) -> None:
-    for value in values:
-        if value not in allowed:
-            near = suggest(str(value), map(str, allowed))
-            raise InputError("decode", f"{name} is unknown", got=value,
-                             expected=f"one of {', '.join(map(str, allowed))}",
-                             hint=f"did you mean {near}?" if near else None)

@@ -209,7 +209,7 @@ def _cached_read(pool: Pool, rows: np.ndarray, chain: Chain) -> Any:
     """`read(i) -> Raw` of the i-th of `rows`; small sets of encoded images are decoded once."""
     positions = rows.tolist()
     sizes = pool.index().sizes[rows].astype(np.int64)
-    decoded = int((sizes[:, 0] * sizes[:, 1]).sum()) * chain.decode.channels
+    decoded = int((sizes[:, 0] * sizes[:, 1]).sum()) * chain.first.channels
     if isinstance(pool.read(positions[0]), np.ndarray) or decoded > MAX_CACHED_BYTES:
         return lambda index: pool.read(positions[index])
     kept: list[np.ndarray | None] = [None] * len(positions)
@@ -217,8 +217,7 @@ def _cached_read(pool: Pool, rows: np.ndarray, chain: Chain) -> Any:
     def read(index: int) -> Raw:
         image = kept[index]
         if image is None:  # two threads may both decode it: the same image
-            picture = chain.decode(pool.read(positions[index]), np.random.default_rng(0))
-            image = kept[index] = to_pixels(picture)
+            image = kept[index] = to_pixels(chain.decode(pool.read(positions[index])))
         return image
 
     return read

@@ -184,11 +184,7 @@ def _own_size(forms: list[Form], options: Mapping[str, Any]) -> int:
 def _chain(steps: Any, where: str, size: int, channels: int, convert: Any) -> Chain:
     """The chain of a config; where that is empty, resize to `size` and scale to -1..1."""
     steps = steps or ({"op": "resize", "size": size}, {"op": "value_range"})
-    chain = build_chain(steps, where, channels)
-    if chain.decode.convert:
-        return chain
-    first = dataclasses.replace(chain.decode, convert=tuple(convert))
-    return Chain((first, *chain.ops[1:]))
+    return build_chain(steps, where, channels, tuple(convert))
 
 
 def _split_expressions(
