@@ -25,8 +25,9 @@ of big_vision's `common_fewshot.py` under its protocol: images resized to 256 an
 to 25 shots, three draws, L2 of 2^10 (fixed; it is not neutral to width, so compare shapes of one
 width first). Sets are prepared by `tfds build NAME --file_format=array_record` under `data/`.
 
-21 cells x 3 seeds of 30 epochs: for a TPU pod (v3-128 or larger); `--dry-run` estimates. Expected:
-the claim itself, 10-shot accuracy of M/32-nl24 at or above B/32; not run by us.
+21 cells x 3 seeds of 30 epochs, 5.5e20 FLOPs: 48 hours of a TPU v3-128 (64 chips of 123 TFLOP/s)
+if 40% of the peak is reached (assumption), 8 to 152 minutes a run. Expected: the claim itself,
+10-shot accuracy of M/32-nl24 at or above that of B/32; not run by us.
 """
 
 from ml_collections import ConfigDict
