@@ -11,7 +11,7 @@ other 1,797 digits are scikit-learn's, enlarged from 8 x 8. Without the two `--s
 
 Time: about 40 minutes on 2 CPU cores and 1.1 GB, extrapolated: two trials of 1,500 steps took 720
 seconds of CPU on a busy machine; here are 18 of 1,000 steps, 1.15 times as dear on average.
-Expect (of `tiny`, one seed, but 1,500 steps, 10 shots): upstream loss 0.48; MNIST-5k 0.36 (untrained
+Expect (`tiny`, one seed, at 1,500 steps, 10 shots): upstream loss 0.48; MNIST-5k 0.36 (untrained
 0.33, raw pixels 0.69), digits 0.59 (untrained 0.45, raw pixels 0.90). The L2 of 2^10 is strong for
 64 features: with 32 they reach 0.46 (0.38) and 0.72 (0.66), with 1 0.45 (0.37) and 0.77 (0.68). At
 no L2 do they beat the 784 raw pixels, for these digits are centred and of one size.
