@@ -18,7 +18,7 @@ pre-training for both shapes and 25 of fine-tuning if 40% of the peak is reached
 
 from ml_collections import ConfigDict
 
-BATCH, EPOCHS, IMAGES = 4096, 30, 14_197_122 - 51_200
+BATCH = 4096
 
 
 def get_config() -> ConfigDict:
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
             "data": data(),
             "protocol": {
                 "batch_size": BATCH,
-                "budget": {"kind": "examples", "amount": EPOCHS * IMAGES},
+                "budget": {"kind": "epochs", "amount": 30},
                 "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
                               "warmup_steps": 10_000, "weight_decay": 1e-4, "clip_norm": 1.0},
                 "few_shot": {"tasks": ("imagenet",), "shots": (1, 5, 10, 25), "seeds": 3},

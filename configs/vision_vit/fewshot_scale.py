@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 LAYERS = (6, 8, 12, 16, 20, 24, 32)
 SHAPES = tuple(f"{preset}/32" + ("" if layers == 12 else f"-nl{layers}")
                for preset in ("S", "M", "B") for layers in LAYERS)
-BATCH, EPOCHS, IMAGES = 4096, 30, 14_197_122 - 51_200
+BATCH = 4096
 
 # Name -> folder of tensorflow-datasets, split of the shots and of the test, as in big_vision.
 FEW_SHOT = {
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
             "data": data(),
             "protocol": {
                 "batch_size": BATCH,
-                "budget": {"kind": "examples", "amount": EPOCHS * IMAGES},
+                "budget": {"kind": "epochs", "amount": 30},
                 "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
                               "warmup_steps": 10_000, "weight_decay": 1e-4, "clip_norm": 1.0},
                 "few_shot": {"tasks": tuple(FEW_SHOT), "shots": (1, 5, 10, 25), "seeds": 3},

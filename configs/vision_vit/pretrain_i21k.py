@@ -28,7 +28,7 @@ SIZE = 224
 AUGMENTATION = {"none": (None, 0.0), "light1": (0, 0.0), "light2": (10, 0.2),
                 "medium1": (15, 0.2), "medium2": (15, 0.5), "strong1": (20, 0.5),
                 "strong2": (20, 0.8)}
-BATCH, EPOCHS, IMAGES = 4096, 300, 14_197_122 - 51_200
+BATCH = 4096
 
 
 def train_pp(strength: int | None) -> tuple[dict, ...]:
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
             },
             "protocol": {
                 "batch_size": BATCH,
-                "budget": {"kind": "examples", "amount": EPOCHS * IMAGES},
+                "budget": {"kind": "epochs", "amount": 300},
                 "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
                               "warmup_steps": 10_000, "weight_decay": 1e-4, "clip_norm": 1.0},
             },
