@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from deepnarrow.errors import InputError
-from deepnarrow_vision_vit.options import default_options
-from deepnarrow_vision_vit.sources import (
+from deepnarrow_vision_vit.digits import (
     TRANSFER_SPLITS,
     UPSTREAM_SPLITS,
     Images,
-    default_data_options,
     load_digits,
-    make_source,
+    make_digits,
 )
+from deepnarrow_vision_vit.options import default_options
+from deepnarrow_vision_vit.sources import default_data_options
 from deepnarrow_vision_vit.tasks import tasks, upstream
 
 
 def data_with(**changes):
     options = default_data_options()
-    options.update(changes)
+    options.digits.update(changes)
     return options
 
 
@@ -125,7 +125,7 @@ def test_equal_images_share_a_split():
     twice = Images("twins", np.concatenate([pixels, pixels]), labels, white=16)
     assert np.array_equal(twice.hashed[:40], twice.hashed[40:])
     assert len(np.unique(twice.hashed)) == 3 * 40
-    train = make_source(twice, (0, 1), (0.0, 0.5), canvas=8)
+    train = make_digits(twice, (0, 1), (0.0, 0.5), canvas=8)
     assert 0 < train.num_examples < 80
     assert train.num_examples % 2 == 0
 
@@ -172,8 +172,8 @@ def test_the_hash_knows_what_determines_an_example():
         hashes.append(upstream(data_with(**changes), model_options()).train.content_hash)
     digits, everything = load_digits(), {"classes": (0, 1), "share": (0.0, 1.0), "canvas": 8}
     brighter = dataclasses.replace(digits, pixels=np.minimum(digits.pixels + 1, 16))
-    hashes.append(make_source(brighter, **everything).content_hash)
-    hashes.append(make_source(digits, **everything).content_hash)
+    hashes.append(make_digits(brighter, **everything).content_hash)
+    hashes.append(make_digits(digits, **everything).content_hash)
     assert len(set(hashes)) == len(hashes)
     assert base.train.content_hash == upstream(data_with(), model_options()).train.content_hash
 
@@ -196,13 +196,12 @@ def test_the_task_says_what_it_is():
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"source": "digit"}, ["source is unknown", "did you mean digits"]),
     ({"augment": "flip"}, ["augment is unknown", "none, place"]),
     ({"canvas": 7}, ["canvas is smaller", "7", "at least 8"]),
     ({"rotations": 2}, ["rotations is unknown", "1, 4"]),
-    ({"upstream_classes": (0, 10)}, ["upstream_classes", "has not", "10"]),
-    ({"transfer_classes": (5, -1)}, ["transfer_classes", "has not", "-1"]),
-    ({"transfer_classes": (5, True)}, ["transfer_classes", "has not", "True"]),
+    ({"upstream_classes": (0, 10)}, ["upstream_classes", "have not", "10"]),
+    ({"transfer_classes": (5, -1)}, ["transfer_classes", "have not", "-1"]),
+    ({"transfer_classes": (5, True)}, ["transfer_classes", "have not", "True"]),
     ({"upstream_classes": (0, 0)}, ["names a class twice"]),
     ({"upstream_classes": (0,)}, ["at least 2 classes"]),
     ({"upstream_classes": (0, 1, 5)}, ["overlap", "[5]"]),

@@ -19,6 +19,7 @@ from deepnarrow.layers.transformer import TRANSFORMER
 from deepnarrow.modality import axes_tree
 from deepnarrow.shape import Shape
 from deepnarrow_vision_vit.adapt import adapt, resample_position
+from deepnarrow_vision_vit.model import example_losses, label_targets
 from deepnarrow_vision_vit.options import default_options, num_positions
 from deepnarrow_vision_vit.plugin import deepnarrow_register_modalities
 
@@ -310,8 +311,24 @@ def test_positions_of_the_default_model():
     assert VIT.options[VIT.suffix_option] == 16
 
 
-@pytest.mark.parametrize("module", ["options", "sources", "convert", "model"])
+@pytest.mark.parametrize("module", ["options", "digits", "convert", "model"])
 def test_the_documentation_is_right(module):
     results = doctest.testmod(importlib.import_module(f"deepnarrow_vision_vit.{module}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_mixed_images_loss_is_the_mix_of_its_two_labels_losses(kind):
+    """Both losses are linear in the targets, smoothed or not."""
+    options = default_options()
+    options.update({"num_classes": 5, "loss": kind, "label_smoothing": 0.1})
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    label, partner = jnp.array([0, 1, 2]), jnp.array([3, 1, 4])
+    weight = jnp.array([0.5, 0.7, 1.0])
+    batch = {"label": label, "partner_label": partner, "label_weight": weight}
+    mixed, own, others = (
+        example_losses(logits, label_targets(b, 5), options)
+        for b in (batch, {"label": label}, {"label": partner}))
+    assert np.allclose(mixed, weight * own + (1 - weight) * others, atol=1e-5)
+    assert not np.allclose(own, others)

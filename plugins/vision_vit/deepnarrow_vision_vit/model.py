@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from deepnarrow.errors import InputError
 from deepnarrow.layers.attention import Attention
@@ -218,17 +218,31 @@ def sincos_position(grid: int, d_model: int) -> Float[Array, "1 length d_model"]
 
 
 def example_losses(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], options: ConfigDict
+    logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"],
+    options: ConfigDict,
 ) -> Float[Array, " batch"]:
     """The loss of each example: cross-entropy, or binary cross-entropies summed over classes.
 
-    Targets are one-hot, `label_smoothing` of them spread evenly over all classes.
+    `label_smoothing` of the targets is spread evenly over all classes.
     """
-    targets = jax.nn.one_hot(labels, options.num_classes)  # [batch] -> [batch, classes]
     targets = optax.smooth_labels(targets, options.label_smoothing)
     if options.loss == "sigmoid":
         return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
     return optax.softmax_cross_entropy(logits, targets)
+
+
+def label_targets(batch: Batch, num_classes: int) -> Float[Array, "batch classes"]:
+    """One-hot labels; of images that mixup has mixed, `label_weight` of theirs, rest the partner's.
+
+    >>> label_targets({"label": jnp.array([1])}, 2).tolist()
+    [[0.0, 1.0]]
+    """
+    targets = jax.nn.one_hot(batch["label"], num_classes)  # [batch] -> [batch, classes]
+    if "partner_label" not in batch:
+        return targets
+    partners = jax.nn.one_hot(batch["partner_label"], num_classes)
+    weight = batch["label_weight"][:, None]  # [batch] -> [batch, 1]
+    return weight * targets + (1 - weight) * partners
 
 
 # --- assembling -----------------------------------------------------------------------------------
@@ -241,7 +255,8 @@ class Encoded(NamedTuple):
 
 
 def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> Model:
-    """Returns the ViT around the filled encoder. A batch holds `image` and, to train, `label`.
+    """Returns the ViT around the filled encoder. A batch holds `image` and, to train, `label`
+    (with mixup `partner_label` and `label_weight` too).
 
     `features` are the pooled vectors before the head (big_vision's `pre_logits`); `predict` returns
     logits `[batch, num_classes]`.
@@ -277,7 +292,7 @@ def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> 
     def loss(params: Params, batch: Batch, key: Key | None, *, train: bool) -> LossOutput:
         frame, pooled, aux_loss = encode(params, batch["image"], key, train)
         logits = frame.classify(pooled)
-        return _sum_losses(logits, batch["label"], batch[EXAMPLE_MASK], aux_loss, options)
+        return _sum_losses(logits, batch, aux_loss, options)
 
     axes = axes_tree(count_frame(shape, options).arrays)
     axes["encoder"] = axes_tree(encoder.count().arrays)
@@ -288,12 +303,14 @@ def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> 
 
 
 def _sum_losses(
-    logits: Array, labels: Array, weights: Array, aux_loss: Array, options: ConfigDict
+    logits: Array, batch: Batch, aux_loss: Array, options: ConfigDict
 ) -> LossOutput:
-    correct = (logits.argmax(axis=-1) == labels).astype(jnp.float32)  # [batch, classes] -> [batch]
+    weights, targets = batch[EXAMPLE_MASK], label_targets(batch, options.num_classes)
+    # [batch, classes] -> [batch]
+    correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
     weight_sum = weights.sum()
     return LossOutput(
-        loss_sum=(example_losses(logits, labels, options) * weights).sum(),
+        loss_sum=(example_losses(logits, targets, options) * weights).sum(),
         weight_sum=weight_sum,
         aux_loss=aux_loss,
         metrics={"accuracy": ((correct * weights).sum(), weight_sum)},

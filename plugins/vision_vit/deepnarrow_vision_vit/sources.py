@@ -1,229 +1,223 @@
-"""Labelled images: where they come from, how they are split, scaled and augmented. Imports no JAX.
-
-The one source so far is scikit-learn's handwritten digits: 1,797 real 8x8 scans from the test set
-of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998), labelled by
-people. They come with a dependency, so that a study runs without any download.
-"""
+"""The data's options, and image sets made into sources of examples. Imports no JAX."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepnarrow.errors import InputError, suggest
+from deepnarrow.errors import InputError, shorten
 from deepnarrow.modality import Example, Source
-from deepnarrow.protocol import check_choice
+from deepnarrow_vision_vit.digits import default_digits
+from deepnarrow_vision_vit.images import Raw, refusal, refused_mode, to_pixels
+from deepnarrow_vision_vit.preprocess import Chain, Form, check_chain
+from deepnarrow_vision_vit.readers import ImageSet, Pool, check_labels
+from deepnarrow_vision_vit.splits import hash_shares, parse_split, split_rows
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 WHERE = "vision_vit data"
-AUGMENTATIONS = ("none", "place")
-ROTATIONS = (1, 4)
-
-# Split name -> the half-open share of [0, 1) that an image's hash must fall into.
-Splits = Mapping[str, tuple[float, float]]
-UPSTREAM_SPLITS: Splits = {"train": (0.0, 0.8), "validation": (0.8, 1.0)}
-TRANSFER_SPLITS: Splits = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "test": (0.6, 1.0)}
+CORRUPT = ("refuse", "skip")
+MAX_CACHED_BYTES = 2**28  # sets that decode to less are decoded once and kept
+MAX_NAMED = 5  # images that an error or a warning names
 
 
 def default_data_options() -> ConfigDict:
     """Returns the defaults of the data's options.
 
     Options:
-      source: name of the images, a key of `SOURCES`.
-      upstream_classes: labels that pre-training sees.
-      transfer_classes: labels of the transfer task; none of them upstream's.
-      rotations: 4 makes each upstream image turned by 0, 90, 180 and 270 degrees a class of its own
-        (four times the classes, as Santoro et al. 2016 do for few-shot learning); 1 leaves it.
-      canvas: side of the empty square, in pixels, on which each image lies at a place hashed from
-        it, upstream and in transfer (as in translated MNIST); the images' own side for none.
-      augment: `place` lays upstream's training images elsewhere each time they are read; `none`
-        leaves them.
+      upstream: what pre-training reads, a line as `readers.py` describes it; `digits` for the
+        embedded study, whose own options are under `digits`.
+      train: upstream's training split, as `splits.py` describes it; empty with `validation` for
+        the source's own splits, or 90 and 10 per cent by content.
+      validation: upstream's validation split.
+      image_size: side of the images that the model gets, 0 for upstream's own.
+      channels: 1 or 3, 0 for upstream's own.
+      train_pp: preprocessing of upstream's training images, see `preprocess.py`; empty for that
+        of evaluation.
+      eval_pp: preprocessing of all other images; empty to resize to `image_size` and scale to
+        -1..1.
+      mixup: alpha of mixup's Beta distribution on upstream's training images, 0 for none.
+      transfer: few-shot and fine-tuning tasks: name -> a line as `upstream`'s, or a table with
+        `source`, `train`, `validation` (may be empty: no fine-tuning), `test` and `pp`.
+      convert: conversions that are allowed: palette, alpha, cmyk, sixteen_bit.
+      corrupt: `refuse` images that cannot be decoded, or `skip` them with a warning.
+      digits: options of the embedded study, see `digits.py`.
     """
     from ml_collections import ConfigDict
 
     return ConfigDict({
-        "source": "digits",
-        "upstream_classes": (0, 1, 2, 3, 4),
-        "transfer_classes": (5, 6, 7, 8, 9),
-        "rotations": 4,
-        "canvas": 12,
-        "augment": "place",
+        "upstream": "digits",
+        "train": "",
+        "validation": "",
+        "image_size": 0,
+        "channels": 0,
+        "train_pp": (),
+        "eval_pp": (),
+        "mixup": 0.0,
+        "transfer": {},
+        "convert": (),
+        "corrupt": "refuse",
+        "digits": default_digits(),
     }).lock()
 
 
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Labelled images in memory.
-
-    Attributes:
-      name: of the source.
-      pixels: [n, size, size, channels], uint8 in 0..`white`.
-      labels: int32 [n].
-      white: the pixel value that becomes 1; 0 becomes -1.
-    """
-
-    name: str
-    pixels: np.ndarray
-    labels: np.ndarray
-    white: int
-
-    @property
-    def size(self) -> int:
-        """Side of an image, in pixels."""
-        return self.pixels.shape[1]
-
-    @property
-    def channels(self) -> int:
-        """Channels of an image."""
-        return self.pixels.shape[3]
-
-    @functools.cached_property
-    def content_hash(self) -> str:
-        """sha256 (hex) of all pixels and labels."""
-        digest = hashlib.sha256(f"{self.pixels.shape} {self.white}".encode())
-        digest.update(self.pixels.tobytes())
-        digest.update(self.labels.tobytes())
-        return digest.hexdigest()
-
-    @functools.cached_property
-    def hashed(self) -> np.ndarray:
-        """float64 [n, 3] in [0, 1), from each image's own bytes: its split, its row, its column."""
-        digests = [hashlib.sha256(pixels.tobytes()).digest()[:24] for pixels in self.pixels]
-        # 3 numbers of 64 bits an image, of which a float64 holds the upper 53.
-        numbers = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 3)  # [n * 3] -> [n, 3]
-        return (numbers >> np.uint64(11)) / 2.0**53
-
-
-@functools.cache
-def load_digits() -> Images:
-    """scikit-learn's 1,797 digits: [1797, 8, 8, 1], grey values 0..16, labels 0..9."""
-    from sklearn import datasets
-
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    return Images(
-        name="digits",
-        pixels=pixels.astype(np.uint8).reshape(-1, 8, 8, 1),  # [n, 64] -> [n, 8, 8, 1]
-        labels=labels.astype(np.int32),
-        white=16,
-    )
-
-
-SOURCES: Mapping[str, Callable[[], Images]] = {"digits": load_digits}
-
-
-def open_images(data_options: ConfigDict) -> Images:
-    """Returns the images of `data_options.source` and checks the other options against them.
+# --- which images ---------------------------------------------------------------------------------
+def resolve_rows(
+    images: ImageSet, expression: str, convert: tuple[str, ...], corrupt: str, where: str
+) -> tuple[Pool, np.ndarray]:
+    """Returns the stored split that an expression names, and the positions of its usable images.
 
     Raises:
-      InputError: an unknown source or augmentation, a canvas too small, a class that the source has
-        not, a class twice or both upstream and in transfer, or fewer than 2 classes.
+      InputError: the expression is none, or an image cannot be used (see `usable`).
     """
-    name = data_options.source
-    if name not in SOURCES:
-        near = suggest(str(name), SOURCES)
-        raise InputError(WHERE, "source is unknown", got=name,
-                         expected=f"one of {', '.join(SOURCES)}",
-                         hint=f"did you mean {near}?" if near else None)
-    check_choice(WHERE, "augment", data_options.augment, AUGMENTATIONS)
-    check_choice(WHERE, "rotations", data_options.rotations, ROTATIONS)
-    images = SOURCES[name]()
-    if data_options.canvas < images.size:
-        raise InputError(WHERE, "canvas is smaller than the images", got=data_options.canvas,
-                         expected=f"at least {images.size}")
-    known = sorted(set(images.labels.tolist()))
-    for option in ("upstream_classes", "transfer_classes"):
-        _check_classes(option, classes_of(data_options, option), known)
-    both = sorted({*classes_of(data_options, "upstream_classes")}
-                  & {*classes_of(data_options, "transfer_classes")})
-    if both:
-        # The same images would be trained on upstream and tested on in transfer.
-        raise InputError(WHERE, "upstream_classes and transfer_classes overlap",
-                         got=f"both hold {both}", hint="give each class to one of them")
-    return images
+    split = parse_split(expression, where, images.pools)
+    pool = images.pools[split.name]
+    index = pool.index()
+    shares = hash_shares(index.hashes) if split.hashed or pool.sorted_by_class else None
+    rows = split_rows(split, shares if split.hashed else None, len(index.hashes), where)
+    if pool.sorted_by_class and not split.hashed and len(rows) < len(index.hashes):
+        assert shares is not None
+        rows = np.sort(np.argsort(shares, kind="stable")[rows])
+    return pool, usable(pool, rows, convert, corrupt)
 
 
-def classes_of(data_options: ConfigDict, option: str) -> tuple[int, ...]:
-    """Returns the labels that `option` names, in its order."""
-    return tuple(getattr(data_options, option))
+def usable(
+    pool: Pool, rows: np.ndarray, convert: tuple[str, ...], corrupt: str
+) -> np.ndarray:
+    """Returns `rows` without the images that cannot be decoded, each of which is reported.
+
+    Raises:
+      InputError: with `corrupt` "refuse", images that cannot be decoded; in any case images that
+        need a conversion which is not declared.
+    """
+    index = pool.index()
+    bad = rows[index.problems[rows] != ""]
+    if len(bad):
+        text = _name(pool, bad, [str(index.problems[i]) for i in bad])
+        what = f"{len(bad)} of {len(rows)} images cannot be used: {text}"
+        if corrupt == "refuse":
+            raise InputError(pool.where, what, hint="mend or remove them, or set data.corrupt="
+                                                    "skip to leave them out")
+        warnings.warn(f"{pool.where}: {what}; they are left out", stacklevel=2)
+        rows = rows[index.problems[rows] == ""]
+    needed = {mode: refused_mode(mode, convert) for mode in set(index.modes[rows].tolist())}
+    refused = rows[[bool(needed[mode]) for mode in index.modes[rows].tolist()]]
+    if len(refused):
+        modes = [str(index.modes[i]) for i in refused]
+        reasons = [refusal(mode, needed[mode]) for mode in modes]
+        raise InputError(pool.where, f"{len(refused)} of {len(rows)} images are refused: "
+                                     f"{_name(pool, refused, reasons)}")
+    if not len(rows):
+        raise InputError(pool.where, "no image is left")
+    return rows
 
 
-def _check_classes(option: str, classes: tuple[int, ...], known: list[int]) -> None:
-    for label in classes:
-        if type(label) is not int or label not in known:
-            raise InputError(WHERE, f"{option} names a class that the source has not", got=label,
-                             expected=f"integers out of {known}")
-    if len(set(classes)) != len(classes):
-        raise InputError(WHERE, f"{option} names a class twice", got=classes)
-    if len(classes) < 2:
-        raise InputError(WHERE, f"{option} needs at least 2 classes", got=classes)
+def _name(pool: Pool, rows: np.ndarray, reasons: Sequence[str]) -> str:
+    shown = [f"{shorten(pool.describe(int(i)))} {reason}"
+             for i, reason in zip(rows[:MAX_NAMED], reasons, strict=False)]
+    more = len(rows) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
 
 
-def make_source(
-    images: Images, classes: tuple[int, ...], share: tuple[float, float], *, canvas: int,
-    rotations: int = 1, augment: str = "none",
-) -> Source:
-    """Returns the images of `classes` whose hash falls into `share`, as examples.
+def stored_forms(pool: Pool, rows: np.ndarray) -> list[Form]:
+    """Returns the different forms in which images are stored."""
+    index = pool.index()
+    pairs = {(mode, height, width) for mode, (height, width)
+             in zip(index.modes[rows].tolist(), index.sizes[rows].tolist(), strict=True)}
+    return [Form(height, width, 1 if mode in ("1", "L", "LA") else 3, "raw")
+            for mode, height, width in sorted(pairs)]
 
-    An example is `{"image": float32 [canvas, canvas, channels] in [-1, 1], "label": int32}`.
-    Example `rotations * i + r` is image i after r quarter turns, with the label
-    `rotations * (position of its class in classes) + r`.
+
+def warn_overlap(hashes: Mapping[str, np.ndarray], where: str) -> None:
+    """Warns of images, by the hash of their content, that two splits share.
 
     Args:
-      images: where the examples come from.
-      classes: labels of `images` to keep.
-      share: half-open interval of [0, 1), see `Images.hashed`.
-      canvas: side of the square that the image lies on, in pixels.
-      rotations: quarter turns that make an image another class, itself among them.
-      augment: where the image lies: `none` for a place hashed from it, `place` for one drawn from
-        the stream's generator.
+      hashes: uint8 [n, 32] by split.
+      where: for the warning.
     """
-    low, high = share
-    split, place = images.hashed[:, 0], images.hashed[:, 1:]
-    rows = np.flatnonzero(np.isin(images.labels, classes) & (split >= low) & (split < high))
-    pixels = images.pixels[rows]
-    places = canvas - images.size + 1
-    fixed = (place[rows] * places).astype(np.int64)  # [n, 2]: rows above, columns to the left
-    kinds = np.array([classes.index(label) for label in images.labels[rows].tolist()], np.int32)
-    # [n] -> [n, rotations] -> [n * rotations]
-    labels = (rotations * kinds[:, None] + np.arange(rotations, dtype=np.int32)).reshape(-1)
-
-    def load(index: int, rng: np.random.Generator) -> Example:
-        row, turns = divmod(index, rotations)
-        above, left = rng.integers(places, size=2) if augment == "place" else fixed[row]
-        image = lay(np.rot90(pixels[row], turns), canvas, int(above), int(left))
-        return {"image": scale(image, images.white), "label": labels[index]}
-
-    facts = json.dumps([images.content_hash, classes, share, canvas, rotations, augment])
-    return Source(
-        num_examples=len(labels), load=load, labels=lambda: labels,
-        content_hash=hashlib.sha256(facts.encode()).hexdigest(),
-    )
+    # The first 8 bytes of a digest tell images apart: a billion pairs collide once in 10^10 times.
+    keys = {name: np.unique(np.ascontiguousarray(value[:, :8]).view(np.uint64))
+            for name, value in hashes.items()}
+    for first, second in itertools.combinations(keys, 2):
+        shared = len(np.intersect1d(keys[first], keys[second], assume_unique=True))
+        if shared:
+            warnings.warn(f"{where}: {first} and {second} share {shared} images (of "
+                          f"{len(keys[first])} and {len(keys[second])} different ones)",
+                          stacklevel=2)
 
 
-def scale(pixels: np.ndarray, white: int) -> np.ndarray:
-    """Maps 0..white to float32 in [-1, 1], as ViTs of big_vision expect their input.
+# --- examples -------------------------------------------------------------------------------------
+def make_source(
+    pool: Pool, rows: np.ndarray, chain: Chain, num_classes: int, *, mixup: float = 0.0
+) -> Source:
+    """Returns the images at `rows` as examples, preprocessed by `chain`.
 
-    >>> scale(np.array([0, 4, 16], np.uint8), white=16).tolist()
-    [-1.0, -0.5, 1.0]
+    An example is `{"image": float32 [size, size, channels], "label": int32}`. With `mixup` it has
+    `partner_label` (int32) and `label_weight` (float32 in [0.5, 1]) too, see `mix`.
+
+    Raises:
+      InputError: the chain does not fit the images, or a label is out of range.
     """
-    return pixels.astype(np.float32) * np.float32(2 / white) - np.float32(1)
+    labels = check_labels(pool.where, pool.labels()[rows], num_classes).astype(np.int32)
+    for form in stored_forms(pool, rows):
+        check_chain(chain, form, f"{pool.where} preprocessing")
+    read = _cached_read(pool, rows, chain)
+
+    def load_plain(index: int, rng: np.random.Generator) -> Example:
+        try:
+            return {"image": chain(read(index), rng), "label": labels[index]}
+        except InputError as error:  # the image has changed since it was indexed
+            name = pool.describe(int(rows[index]))
+            raise InputError(pool.where, f"{shorten(name)} {error.what}",
+                             hint="start again: changed files are checked anew") from error
+
+    def load_mixed(index: int, rng: np.random.Generator) -> Example:
+        partner = int(rng.integers(len(rows)))
+        share = float(rng.beta(mixup, mixup))
+        return mix(load_plain(index, rng), load_plain(partner, rng), max(share, 1 - share))
+
+    digest = hashlib.sha256(json.dumps([chain.facts(), mixup, num_classes]).encode())
+    digest.update(pool.index().hashes[rows].tobytes())
+    digest.update(labels.tobytes())
+    return Source(num_examples=len(rows), load=load_mixed if mixup else load_plain,
+                  content_hash=digest.hexdigest(), labels=lambda: labels)
 
 
-def lay(pixels: np.ndarray, canvas: int, above: int, left: int) -> np.ndarray:
-    """Lays an image [h, w, c] on an empty square: zeros [canvas, canvas, c].
+def mix(example: Example, partner: Example, share: float) -> Example:
+    """Mixes `share` of an example with the rest of a partner (Zhang et al. 2018, mixup).
 
-    >>> lay(np.array([[1, 2], [3, 4]])[..., None], canvas=3, above=1, left=0)[..., 0].tolist()
-    [[0, 0, 0], [1, 2, 0], [3, 4, 0]]
+    big_vision mixes each batch with itself shifted by one, with one share a batch. Here the partner
+    is any training image and the share each example's own, so that example i depends on (seed, i)
+    alone, whatever the batch and the number of hosts. As there, share = max(a, 1 - a) with
+    a ~ Beta(alpha, alpha): each example has the same distribution, and the example itself weighs
+    at least half. It costs a second image read and augmented for each example.
     """
-    height, width, channels = pixels.shape
-    square = np.zeros((canvas, canvas, channels), pixels.dtype)
-    square[above:above + height, left:left + width] = pixels
-    return square
+    image = example["image"] * np.float32(share)
+    image += partner["image"] * np.float32(1 - share)
+    return {"image": image, "label": example["label"], "partner_label": partner["label"],
+            "label_weight": np.float32(share)}
+
+
+def _cached_read(pool: Pool, rows: np.ndarray, chain: Chain) -> Any:
+    """`read(i) -> Raw` of the i-th of `rows`; small sets of encoded images are decoded once."""
+    positions = rows.tolist()
+    sizes = pool.index().sizes[rows].astype(np.int64)
+    decoded = int((sizes[:, 0] * sizes[:, 1]).sum()) * chain.first.channels
+    if isinstance(pool.read(positions[0]), np.ndarray) or decoded > MAX_CACHED_BYTES:
+        return lambda index: pool.read(positions[index])
+    kept: list[np.ndarray | None] = [None] * len(positions)
+
+    def read(index: int) -> Raw:
+        image = kept[index]
+        if image is None:  # two threads may both decode it: the same image
+            image = kept[index] = to_pixels(chain.decode(pool.read(positions[index])))
+        return image
+
+    return read
