@@ -156,7 +156,8 @@ class StackOptions:
     Attributes:
       norm: `rms` (no mean, no bias: T5) or `layer` (mean and bias: ViT).
       norm_eps: added to the variance.
-      activation: of the MLP: `relu`, `gelu` (tanh approximation, as flax's default).
+      activation: of the MLP: `relu`, `gelu` (tanh approximation, as flax's default) or
+        `gelu_exact` (by erf, as PyTorch's default).
       use_bias: biases in attention and MLP.
       scale_attention: divide attention scores by sqrt(d_kv); T5 folds it into the initialiser.
       causal: position i sees positions <= i only.
@@ -175,7 +176,7 @@ class StackOptions:
 
     norm: Literal["rms", "layer"] = "layer"
     norm_eps: float = 1e-6
-    activation: Literal["relu", "gelu"] = "gelu"
+    activation: Literal["relu", "gelu", "gelu_exact"] = "gelu"
     use_bias: bool = True
     scale_attention: bool = True
     causal: bool = False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 # Options that decide the shapes of parameters which cannot be carried over to another value.
-FIXED = ("patch_size", "channels", "pool_type", "position")
+FIXED = ("patch_size", "channels", "pool_type", "position", "rep_size", "activation", "norm_eps")
 
 
 def adapt(
@@ -52,10 +52,10 @@ def adapt(
             "embedding": resample_position(params["position"]["embedding"], grid)}
     if not target_options.num_classes:
         return adapted, ()
-    d_model = params["embedding"]["bias"].shape[0]
+    features = target_options.rep_size or params["embedding"]["bias"].shape[0]
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
-        head = make_head(d_model, target_options, rngs=rngs)
+        head = make_head(features, target_options, rngs=rngs)
         assert head is not None  # there are classes
         return head
 
