@@ -1,10 +1,12 @@
 """The Vision Transformer (Dosovitskiy et al., 2021), equal to big_vision's `models/vit.py`.
 
-One departure: an attention head's width is `shape.d_kv`, whatever `d_model / num_heads` is, so that shapes can
-scale it on its own. Where the two agree, so do the models (tests/vision_vit/test_golden.py).
+One departure: an attention head's width is `shape.d_kv`, whatever `d_model / num_heads` is, so that
+shapes can scale it on its own. Where the two agree, so do the models
+(tests/vision_vit/test_golden.py).
 
 Params: `embedding`, `position` (learned only), `encoder` (the stack), `pooling` (`tok` and `map`
-only), `pre_logits` (with `rep_size` only), `head` (none with `num_classes` 0). Nothing here knows what fills the encoder.
+only), `pre_logits` (with `rep_size` only), `head` (none with `num_classes` 0). Nothing here knows
+what fills the encoder.
 """
 
 from __future__ import annotations

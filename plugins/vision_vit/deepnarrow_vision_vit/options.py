@@ -28,7 +28,8 @@ def default_options() -> ConfigDict:
       pool_type: `gap` (mean over positions), `tok` (a learned class token) or `map` (multihead
         attention pooling by a learned probe).
       position: `learn` (a learned embedding) or `sincos2d` (fixed; no parameters).
-      rep_size: width of a dense layer with tanh between pooling and head (`pre_logits`), 0 for none.
+      rep_size: width of `pre_logits`, a dense layer with tanh between pooling and head; 0 for
+        none.
       activation: of the MLPs: `gelu` (tanh approximation) or `gelu_exact` (by erf, as PyTorch's).
       norm_eps: added to the variance by every LayerNorm.
       head_zeroinit: the head's kernel begins at zero, else at LeCun's normal.
