@@ -272,6 +272,8 @@ class BoundArchitecture:
       count_costs: `count_costs(shape, options) -> Costs`, all of the model.
       operators: symbols of the operators that mean something here.
       options: defaults of its own options, which its functions apply themselves.
+      unavailable: `unavailable() -> why` it cannot be used on this machine, with the remedy; None
+        where it can. It imports nothing large. Without this member it always can.
     """
 
     name: str
@@ -280,6 +282,7 @@ class BoundArchitecture:
     count_costs: Callable[[Shape, ConfigDict], Costs]
     operators: frozenset[str]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unavailable: Callable[[], str | None] | None = None
 
 
 AnyArchitecture = Architecture | BoundArchitecture

@@ -46,8 +46,11 @@ def adapt(
     adapted = {name: value for name, value in params.items() if name != "head"}
     if target_options.position == "learn":
         grid = grid_size(target_options)
-        embedding = resample_position(params["position"]["embedding"], grid)
-        adapted["position"] = {"embedding": jnp.asarray(embedding)}
+        if "pos_embedding" in params:  # big_vision's own model
+            adapted["pos_embedding"] = jnp.asarray(resample_position(params["pos_embedding"], grid))
+        else:
+            embedding = resample_position(params["position"]["embedding"], grid)
+            adapted["position"] = {"embedding": jnp.asarray(embedding)}
     if not target_options.num_classes:
         return adapted, ()
     features = target_options.rep_size or params["embedding"]["bias"].shape[0]

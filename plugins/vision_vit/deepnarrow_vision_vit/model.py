@@ -287,7 +287,7 @@ def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> 
     def loss(params: Params, batch: Batch, key: Key | None, *, train: bool) -> LossOutput:
         encoded = encode(params, batch["image"], key, train)
         logits = encoded.frame.classify(encoded.features)
-        return _sum_losses(logits, batch["label"], batch[EXAMPLE_MASK], encoded.aux_loss, options)
+        return sum_losses(logits, batch["label"], batch[EXAMPLE_MASK], encoded.aux_loss, options)
 
     axes = axes_tree(count_frame(shape, options).arrays)
     axes["encoder"] = axes_tree(encoder.count().arrays)
@@ -297,9 +297,18 @@ def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> 
     )
 
 
-def _sum_losses(
+def sum_losses(
     logits: Array, labels: Array, weights: Array, aux_loss: Array, options: ConfigDict
 ) -> LossOutput:
+    """Losses and hits of logits [batch, classes] as the contract's sums.
+
+    Args:
+      logits: float32 [batch, classes].
+      labels: of the examples [batch].
+      weights: of the examples [batch], 0 for padding.
+      aux_loss: the encoder's.
+      options: the model's.
+    """
     correct = (logits.argmax(axis=-1) == labels).astype(jnp.float32)  # [batch, classes] -> [batch]
     weight_sum = weights.sum()
     return LossOutput(

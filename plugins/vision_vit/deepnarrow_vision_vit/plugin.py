@@ -10,8 +10,9 @@ import deepnarrow_vision_vit.hfformat as hfformat
 import deepnarrow_vision_vit.npzformat as npzformat
 import deepnarrow_vision_vit.timmformat as timmformat
 from deepnarrow.hookspecs import hookimpl
-from deepnarrow.modality import CheckpointFormat, Key, Modality, Model, Params, Path, Stack
+from deepnarrow.modality import BoundArchitecture, CheckpointFormat, Key, Modality, Model, Params, Path, Stack
 from deepnarrow.shape import Shape
+from deepnarrow_vision_vit.big_vision import ARCHITECTURE as BIG_VISION
 from deepnarrow_vision_vit.options import default_options
 from deepnarrow_vision_vit.presets import PRESETS
 from deepnarrow_vision_vit.sources import default_data_options
@@ -56,3 +57,9 @@ def deepnarrow_register_modalities() -> list[Modality]:
             "timm": CheckpointFormat(timmformat.inspect, timmformat.read, timmformat.write),
         },
     )]
+
+
+@hookimpl
+def deepnarrow_register_architectures() -> list[BoundArchitecture]:
+    """big_vision's own ViT, where there is a checkout."""
+    return [BIG_VISION]
