@@ -432,11 +432,14 @@ class CheckpointHeader:
       files: every file that it is read from, in an order that the layout decides, as paths relative
         to its folder (its own name, where the checkpoint is one file); the core hashes their
         contents in this order.
+      adjustable: options that may be set otherwise: `read` makes the params fit the value that it
+        finds in the header (positions resampled to another `image_size`).
     """
 
     shape: Shape
     options: Mapping[str, Any]
     files: tuple[str, ...]
+    adjustable: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,8 +41,8 @@ def import_timm() -> Any:
     if importlib.util.find_spec("timm") is None:
         raise ImportError("timm is not installed")
     names = ["torchvision", "torchvision.ops", "torchvision.ops.misc", "torchvision.datasets",
-             "torchvision.models", "torchvision.models.feature_extraction", "torchvision.transforms",
-             "torchvision.transforms.functional"]
+             "torchvision.models", "torchvision.models.feature_extraction",
+             "torchvision.transforms", "torchvision.transforms.functional"]
     stubs = {} if importlib.util.find_spec("torchvision") else {n: _Stub(n) for n in names}
     for name, stub in stubs.items():
         parent, _, child = name.rpartition(".")
@@ -61,7 +61,7 @@ def import_timm() -> Any:
 class _Stub(types.ModuleType):
     """A module in which every name is an empty class."""
 
-    __path__: list[str] = []
+    __path__ = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -20,6 +20,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from deepnarrow.assemble import make_model
+from deepnarrow.cli import main
 from deepnarrow.config import resolve_options
 from deepnarrow.errors import NotApplicable
 from deepnarrow.layers.transformer import TRANSFORMER
@@ -151,7 +152,7 @@ def stacked(arrays):
 
 
 def before_linen(arrays):
-    """Names as Flax gave them before Linen, positions inside the encoder, the token's among them."""
+    """Names of Flax before Linen; positions inside the encoder, the token's among them."""
     renamed = {}
     for name, array in arrays.items():
         for new, old in (("MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1"),
@@ -251,6 +252,50 @@ def test_images_of_another_range_are_folded_in(name, file, values, outputs, tmp_
     difference = np.abs(apply(header, params, image.astype(np.float32)) - outputs[name]).max()
     assert difference <= TOLERANCE
     assert np.abs(apply(header, params, outputs["image"]) - outputs[name]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["hf_classifier", "timm_map"])
+def test_reads_shards(name, tmp_path):
+    folder = shutil.copytree(GOLDEN / name, tmp_path / name)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    places = {}
+    for i in range(2):
+        file = f"model-0000{i + 1}-of-00002.safetensors"
+        save_file({n: tensors[n] for n in names[i::2]}, folder / file)
+        places |= dict.fromkeys(names[i::2], file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    header, params = read(FOLDERS[name], folder)
+    assert len(header.files) == 4
+    assert_equal(params, read(FOLDERS[name], GOLDEN / name)[1])
+
+
+# --- by the command line ------------------------------------------------------------------------
+@pytest.mark.parametrize("name", FOLDERS)
+def test_import_and_export_give_the_arrays_back(name, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert main(["import", "vision_vit", FOLDERS[name], str(GOLDEN / name), str(run)]) == 0
+    assert main(["export", str(run), FOLDERS[name], str(out)]) == 0
+    capsys.readouterr()
+    (header, params), (again, back) = read(FOLDERS[name], GOLDEN / name), read(FOLDERS[name], out)
+    assert (header.shape, header.options) == (again.shape, again.options)
+    assert_equal(params, back)
+
+
+def test_import_takes_another_image_size_only(tmp_path, capsys):
+    source, run = str(GOLDEN / "timm_tok"), tmp_path / "run"
+    command = ["import", "vision_vit", "timm", source, str(run), "--set"]
+    assert main([*command, "num_classes=7"]) == 2
+    assert "the checkpoint decides this option" in capsys.readouterr().err
+    assert main([*command, "image_size=18"]) == 2
+    assert "patch_size does not divide image_size" in capsys.readouterr().err
+    assert not run.exists()
+    assert main([*command, "image_size=24"]) == 0
+    assert main(["export", str(run), "timm", str(tmp_path / "out")]) == 0
+    header, params = read("timm", tmp_path / "out")
+    assert header.options["image_size"] == 24
+    assert_equal(params, read("timm", source, image_size=24)[1])
 
 
 # --- writing ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.files import write_json
 from deepnarrow.modality import CheckpointHeader, Params
 from deepnarrow.shape import Shape
+from deepnarrow.tensorfiles import read_arrays, read_json
 from deepnarrow_vision_vit.convert import split_class_position
 from deepnarrow_vision_vit.layout import (
     CONVOLUTION,
@@ -35,15 +36,12 @@ from deepnarrow_vision_vit.layout import (
     torch_norm,
     write_entries,
 )
-from deepnarrow_vision_vit.resample import resampled
+from deepnarrow_vision_vit.resample import ADJUSTABLE, resampled
 from deepnarrow_vision_vit.torchfile import (
     CONFIG,
-    WEIGHTS,
     fold_statistics,
     integer,
     open_folder,
-    read_json,
-    read_tensors,
     square,
     statistics,
     write_folder,
@@ -57,7 +55,6 @@ ACTIVATIONS = {"gelu": "gelu_exact", "gelu_pytorch_tanh": "gelu", "gelu_new": "g
 PREPROCESSOR = "preprocessor_config.json"
 TOKEN, POSITION = "embeddings.cls_token", "embeddings.position_embeddings"
 PATCHES = "embeddings.patch_embeddings.projection"
-REMEDY = "model.save_pretrained(FOLDER, max_shard_size='100GB')"
 
 _LAYER = "encoder.layer.{i}."
 _ATTENTION = {"query": "attention.query", "key": "attention.key", "value": "attention.value",
@@ -94,12 +91,12 @@ def inspect(path: str) -> CheckpointHeader:
       InputError: it is no folder of such a model, or config and arrays contradict each other.
     """
     where = _where(path)
-    config, stand_ins = open_folder(path, where, REMEDY)
+    config, stand_ins, files = open_folder(path, where)
     shape, options = _describe(config, stand_ins, where)
     _statistics(path, options, where)
     check_arrays(where, _canonical(config, stand_ins, shape), *make_layout(NAMES, shape, options))
     extra = (PREPROCESSOR,) if (Path(path) / PREPROCESSOR).exists() else ()
-    return CheckpointHeader(shape, options, (CONFIG, WEIGHTS, *extra))
+    return CheckpointHeader(shape, options, (*files, *extra), ADJUSTABLE)
 
 
 def read(path: str, header: CheckpointHeader) -> Params:
@@ -112,9 +109,9 @@ def read(path: str, header: CheckpointHeader) -> Params:
       InputError: the folder is damaged, or has changed.
     """
     where = _where(path)
-    config, stand_ins = open_folder(path, where, REMEDY)
+    config, stand_ins, files = open_folder(path, where)
     shape, options = _describe(config, stand_ins, where)
-    arrays = _canonical(config, read_tensors(path, where, stand_ins), shape)
+    arrays = _canonical(config, read_arrays(path, files[1:]), shape)
     check_arrays(where, arrays, *make_layout(NAMES, shape, options))
     found = _statistics(path, options, where)
     if found is not None:
@@ -220,7 +217,7 @@ def _statistics(
     file = Path(path) / PREPROCESSOR
     if not file.exists():
         return None
-    values = read_json(file, where)
+    values = read_json(path, PREPROCESSOR)
     if values.get("do_normalize") is False:
         return statistics(0.0, 1.0, options["channels"], where)
     return statistics(values.get("image_mean", 0.5), values.get("image_std", 0.5),

@@ -20,7 +20,7 @@ from deepnarrow_vision_vit.convert import (
     to_big_vision,
 )
 from deepnarrow_vision_vit.layout import check_arrays, flatten, read_entries, stand_in
-from deepnarrow_vision_vit.resample import resampled
+from deepnarrow_vision_vit.resample import ADJUSTABLE, resampled
 from deepnarrow_vision_vit.torchfile import refuse_pickles
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def inspect(path: str) -> CheckpointHeader:
     arrays = canonical(where, stand_ins, root)
     shape, options = describe(where, arrays)
     check_arrays(where, arrays, *layout(shape, options))
-    return CheckpointHeader(shape, options, (Path(path).name,))
+    return CheckpointHeader(shape, options, (Path(path).name,), ADJUSTABLE)
 
 
 def read(path: str, header: CheckpointHeader) -> Params:

@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from deepnarrow.modality import Params
+from deepnarrow_vision_vit.options import default_options, grid_size
+
+ADJUSTABLE = frozenset({"image_size"})  # options that positions can be made to fit
 
 
 def resample_position(
@@ -35,6 +38,8 @@ def resampled(params: Params, options: Mapping[str, Any]) -> Params:
     """Returns params whose learned positions, where there are any, fit `options`' image size."""
     if "position" not in params:
         return params
-    grid = options["image_size"] // options["patch_size"]
+    model = default_options()
+    model.update({name: options[name] for name in ("image_size", "patch_size")})
+    grid = grid_size(model)  # names an image that patches do not divide
     return {**params, "position": {
         "embedding": resample_position(params["position"]["embedding"], grid)}}

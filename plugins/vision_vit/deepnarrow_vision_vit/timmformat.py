@@ -17,6 +17,7 @@ import numpy as np
 from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.modality import CheckpointHeader, Params
 from deepnarrow.shape import Shape
+from deepnarrow.tensorfiles import read_arrays
 from deepnarrow_vision_vit.convert import split_class_position, square_side
 from deepnarrow_vision_vit.hfformat import with_positions
 from deepnarrow_vision_vit.layout import (
@@ -35,14 +36,12 @@ from deepnarrow_vision_vit.layout import (
     torch_norm,
     write_entries,
 )
-from deepnarrow_vision_vit.resample import resampled
+from deepnarrow_vision_vit.resample import ADJUSTABLE, resampled
 from deepnarrow_vision_vit.torchfile import (
     CONFIG,
-    WEIGHTS,
     fold_statistics,
     integer,
     open_folder,
-    read_tensors,
     statistics,
     write_folder,
 )
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 POOLINGS = {"token": "tok", "avg": "gap", "map": "map"}
-REMEDY = "timm.models.save_for_hf(model, FOLDER, safe_serialization=True)"
 NORM_EPS = 1e-6  # of timm's ViTs, those of CLIP and a few others apart
 # Names whose norm, activation, blocks are a plain ViT's: from timm 1.0.31, vision_transformer.py
 # and deit.py.
@@ -123,12 +121,12 @@ def inspect(path: str) -> CheckpointHeader:
       InputError: it is no folder of a plain ViT, or config and arrays contradict each other.
     """
     where = _where(path)
-    config, stand_ins = open_folder(path, where, REMEDY)
+    config, stand_ins, files = open_folder(path, where)
     arrays = _canonical(stand_ins, where)
     shape, options = _describe(config, arrays, where)
     _statistics(config, options, where)
     check_arrays(where, arrays, *make_layout(NAMES, shape, options))
-    return CheckpointHeader(shape, options, (CONFIG, WEIGHTS))
+    return CheckpointHeader(shape, options, files, ADJUSTABLE)
 
 
 def read(path: str, header: CheckpointHeader) -> Params:
@@ -141,8 +139,8 @@ def read(path: str, header: CheckpointHeader) -> Params:
       InputError: the folder is damaged, or has changed.
     """
     where = _where(path)
-    config, stand_ins = open_folder(path, where, REMEDY)
-    arrays = _canonical(read_tensors(path, where, stand_ins), where)
+    config, _, files = open_folder(path, where)
+    arrays = _canonical(read_arrays(path, files[1:]), where)
     shape, options = _describe(config, arrays, where)
     check_arrays(where, arrays, *make_layout(NAMES, shape, options))
     found = _statistics(config, options, where)

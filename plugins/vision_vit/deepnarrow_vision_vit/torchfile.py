@@ -6,22 +6,25 @@ are refused, with the remedy.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deepnarrow.errors import InputError
+from deepnarrow.tensorfiles import (
+    read_headers,
+    read_json,
+    safetensors_files,
+    write_safetensors,
+)
 from deepnarrow_vision_vit.layout import Arrays, stand_in
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MAX_CONFIG_BYTES = 50_000_000  # names of 20,000 classes take 2 MB
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def refuse_pickles(path: str, where: str, hint: str) -> None:
@@ -31,91 +34,28 @@ def refuse_pickles(path: str, where: str, hint: str) -> None:
                          got=Path(path).suffix, hint=hint)
 
 
-def read_json(path: Path, where: str) -> dict[str, Any]:
-    """Returns a JSON object.
+def open_folder(path: str, where: str) -> tuple[dict[str, Any], Arrays, tuple[str, ...]]:
+    """Returns a folder's config, a stand-in for every array, and its files; reads no array.
 
     Raises:
-      InputError: there is none, or it is too large.
+      InputError: it is no such folder, or a header is damaged; pickles are refused with the remedy.
     """
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise InputError(where, f"{path.name} is too large",
-                             expected=f"at most {MAX_CONFIG_BYTES} bytes")
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(where, f"has no {path.name}", got=error.strerror) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(where, f"{path.name} is no JSON", got=error) from error
-    if not isinstance(values, dict):
-        raise InputError(where, f"{path.name} is no JSON object", got=type(values).__name__)
-    return values
-
-
-def open_folder(path: str, where: str, remedy: str) -> tuple[dict[str, Any], Arrays]:
-    """Returns a folder's config and a stand-in for every array; reads no array.
-
-    Args:
-      path: the folder.
-      where: what errors call it.
-      remedy: Python that writes the weights of a loaded `model` as one safetensors file.
-
-    Raises:
-      InputError: it is no such folder, or its header is damaged; it names the remedy.
-    """
-    folder = Path(path)
-    hint = f"load it with the library that wrote it, then {remedy}"
-    refuse_pickles(path, where, hint)
-    if not folder.is_dir():
+    refuse_pickles(path, where, "load it with the library that wrote it, then save it as "
+                   "safetensors")
+    if not Path(path).is_dir():
         raise InputError(where, "is not a folder", expected=f"a folder with {CONFIG}, {WEIGHTS}")
-    if not (folder / WEIGHTS).is_file():
-        found = sorted(p.name for p in folder.iterdir())
-        pickles = [name for name in found if Path(name).suffix.lower() in PICKLES]
-        what = ("holds a pickle, which runs code when it is read" if pickles
-                else f"has no {WEIGHTS}")
-        raise InputError(where, what, got=", ".join(pickles or found[:5]) or "nothing",
-                         expected=WEIGHTS, hint=hint)
-    return read_json(folder / CONFIG, where), _stand_ins(folder / WEIGHTS, where)
-
-
-def _stand_ins(path: Path, where: str) -> Arrays:
-    from safetensors import SafetensorError, safe_open
-
-    stand_ins: Arrays = {}
-    try:
-        # The library compares every size that the header claims with the size of the file.
-        with safe_open(path, "np") as file:
-            for name in file.keys():  # noqa: SIM118  a safe_open is no mapping
-                array = file.get_slice(name)
-                if array.get_dtype() not in DTYPES:
-                    raise InputError(where, f"array {name} does not hold real numbers",
-                                     got=array.get_dtype(), expected=", ".join(DTYPES))
-                stand_ins[name] = stand_in(array.get_shape())
-    except (SafetensorError, OSError) as error:
-        raise InputError(where, f"{WEIGHTS} cannot be read", got=error) from error
-    return stand_ins
-
-
-def read_tensors(path: str, where: str, names: Iterable[str]) -> Arrays:
-    """Returns arrays of a folder that `open_folder` has found sound, float32, by name."""
-    from safetensors import SafetensorError, safe_open
-
-    importlib.import_module("ml_dtypes")  # NumPy knows bfloat16 from it
-    try:
-        with safe_open(Path(path) / WEIGHTS, "np") as file:
-            return {name: file.get_tensor(name).astype(np.float32, copy=False)
-                    for name in names}
-    except (SafetensorError, OSError) as error:
-        raise InputError(where, f"{WEIGHTS} cannot be read", got=error) from error
+    files = safetensors_files(path)
+    config = read_json(path, CONFIG)
+    stand_ins = {name: stand_in(header.shape) for name, header in read_headers(path, files).items()}
+    return config, stand_ins, (CONFIG, *files)
 
 
 def write_folder(path: str, config: Mapping[str, Any], arrays: Arrays) -> None:
     """Makes the folder `path` of a config and float32 arrays."""
-    from safetensors.numpy import save_file
-
     folder = Path(path)
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+    write_safetensors(folder / WEIGHTS, arrays)
 
 
 # --- values of a config -------------------------------------------------------------------------
