@@ -272,8 +272,7 @@ class BoundArchitecture:
       count_costs: `count_costs(shape, options) -> Costs`, all of the model.
       operators: symbols of the operators that mean something here.
       options: defaults of its own options, which its functions apply themselves.
-      unavailable: `unavailable() -> why` it cannot be used on this machine, with the remedy; None
-        where it can. It imports nothing large. Without this member it always can.
+      unavailable: says why it cannot be used on this machine, with the remedy; None where it can.
     """
 
     name: str
@@ -432,8 +431,7 @@ class CheckpointHeader:
       files: every file that it is read from, in an order that the layout decides, as paths relative
         to its folder (its own name, where the checkpoint is one file); the core hashes their
         contents in this order.
-      adjustable: options that may be set otherwise: `read` makes the params fit the value that it
-        finds in the header (positions resampled to another `image_size`).
+      adjustable: options that may be set otherwise; `read` makes the params fit the header's.
     """
 
     shape: Shape

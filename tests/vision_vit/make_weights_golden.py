@@ -123,6 +123,9 @@ def outputs(model: Any, image: np.ndarray) -> np.ndarray:
 
 def main(path: str) -> None:
     """Writes the folder `path`."""
+    import torch
+
+    torch.manual_seed(1)
     folder, image = Path(path), make_image()
     results = {"image": image}
     for name in ("hf_classifier", "hf_pooler"):
