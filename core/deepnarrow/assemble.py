@@ -68,6 +68,10 @@ def _check_bound(modality: Modality, architecture: BoundArchitecture) -> None:
     if architecture.modality != modality.name:
         raise NotApplicable(f"architecture {architecture.name!r}", "is bound to another modality",
                             got=modality.name, expected=architecture.modality)
+    reason = architecture.unavailable() if architecture.unavailable else None
+    if reason is not None:
+        raise NotApplicable(f"architecture {architecture.name!r}",
+                            f"is unavailable on this machine: {reason}")
 
 
 def make_model(

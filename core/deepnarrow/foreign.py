@@ -105,12 +105,15 @@ def inspect(
     if not Path(path).exists():
         raise InputError(where, "no such file or folder")
     header = found.inspect(str(path))
+    adjusted = {name: value for name, value in settings.items() if name in header.adjustable}
+    header = dataclasses.replace(header, options={**header.options, **adjusted})
     for name in settings.keys() & header.options.keys():
         if settings[name] != header.options[name]:
             raise InputError(f"{where}, {name}", "the checkpoint decides this option",
                              got=settings[name], expected=header.options[name],
                              hint="leave it out")
     options = resolve_options(modality.options, {**settings, **header.options}, f"{where}, options")
+    header = dataclasses.replace(header, options={n: options[n] for n in header.options})
     return Foreign(str(path), format_name, found, header, options, _hash_files(path, header))
 
 

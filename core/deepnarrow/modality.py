@@ -156,7 +156,8 @@ class StackOptions:
     Attributes:
       norm: `rms` (no mean, no bias: T5) or `layer` (mean and bias: ViT).
       norm_eps: added to the variance.
-      activation: of the MLP: `relu`, `gelu` (tanh approximation, as flax's default).
+      activation: of the MLP: `relu`, `gelu` (tanh approximation, as flax's default) or
+        `gelu_exact` (by erf, as PyTorch's default).
       use_bias: biases in attention and MLP.
       scale_attention: divide attention scores by sqrt(d_kv); T5 folds it into the initialiser.
       causal: position i sees positions <= i only.
@@ -175,7 +176,7 @@ class StackOptions:
 
     norm: Literal["rms", "layer"] = "layer"
     norm_eps: float = 1e-6
-    activation: Literal["relu", "gelu"] = "gelu"
+    activation: Literal["relu", "gelu", "gelu_exact"] = "gelu"
     use_bias: bool = True
     scale_attention: bool = True
     causal: bool = False
@@ -271,6 +272,7 @@ class BoundArchitecture:
       count_costs: `count_costs(shape, options) -> Costs`, all of the model.
       operators: symbols of the operators that mean something here.
       options: defaults of its own options, which its functions apply themselves.
+      unavailable: says why it cannot be used on this machine, with the remedy; None where it can.
     """
 
     name: str
@@ -279,6 +281,7 @@ class BoundArchitecture:
     count_costs: Callable[[Shape, ConfigDict], Costs]
     operators: frozenset[str]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unavailable: Callable[[], str | None] | None = None
 
 
 AnyArchitecture = Architecture | BoundArchitecture
@@ -428,11 +431,13 @@ class CheckpointHeader:
       files: every file that it is read from, in an order that the layout decides, as paths relative
         to its folder (its own name, where the checkpoint is one file); the core hashes their
         contents in this order.
+      adjustable: options that may be set otherwise; `read` makes the params fit the header's.
     """
 
     shape: Shape
     options: Mapping[str, Any]
     files: tuple[str, ...]
+    adjustable: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepnarrow_vision_vit.convert import unflatten
+from deepnarrow_vision_vit.layout import unflatten
 
 WIDTH, DEPTH, HEADS, MLP_DIM = 32, 2, 4, 64
 IMAGE_SIZE, PATCH, CHANNELS, CLASSES, BATCH = 16, 4, 3, 5, 3

@@ -15,7 +15,8 @@ from deepnarrow.errors import InputError
 from deepnarrow.layers.transformer import TRANSFORMER
 from deepnarrow.shape import Shape
 from deepnarrow_vision_vit.adapt import resample_position
-from deepnarrow_vision_vit.convert import flatten, from_big_vision, options_of, to_big_vision
+from deepnarrow_vision_vit.convert import describe, from_big_vision, to_big_vision
+from deepnarrow_vision_vit.layout import flatten
 from deepnarrow_vision_vit.model import sincos_position
 from deepnarrow_vision_vit.options import default_options
 from deepnarrow_vision_vit.plugin import deepnarrow_register_modalities
@@ -125,7 +126,9 @@ def test_conversion_is_a_round_trip(case, weights):
     model, options = our_model(case)
     init = jax.eval_shape(model.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, init)
-    for name, value in options_of(ours).items():
+    found_shape, found = describe("test", flatten(theirs))
+    assert found_shape == SHAPE
+    for name, value in found.items():
         assert options[name] == value, name
     back, start = flatten(to_big_vision(ours, SHAPE)), flatten(theirs)
     assert back.keys() == start.keys()
@@ -145,8 +148,8 @@ def test_reads_stacked_layers(weights):
 @pytest.mark.parametrize(("change", "said"), [
     ({"num_encoder_layers": 3}, "Transformer/encoderblock_2"),
     ({"num_encoder_layers": 1}, "Transformer/encoderblock_1"),
-    ({"d_ff": 128}, "encoder/layers/mlp/wi"),
-    ({"num_heads": 8, "d_kv": 4}, "encoder/layers/attention"),
+    ({"d_ff": 128}, "Transformer/encoderblock_0/MlpBlock_0/Dense_0"),
+    ({"num_heads": 8, "d_kv": 4}, "Transformer/encoderblock_0/MultiHeadDotProductAttention_0"),
     ({"d_kv": 16}, "num_heads * d_kv = d_model"),
     ({"share_kv": True}, "share no projections"),
 ], ids=str)
@@ -160,7 +163,7 @@ def test_refuses_parameters_of_another_shape(change, said, weights):
 def test_refuses_a_damaged_head(weights):
     params = SCRIPT.case_params(weights, "gap", "learn")
     params["head"]["kernel"] = params["head"]["kernel"][:-1]
-    with pytest.raises(InputError, match="head/kernel does not fit the shape"):
+    with pytest.raises(InputError, match="head/kernel does not fit the model"):
         from_big_vision(params, SHAPE)
 
 

@@ -311,7 +311,7 @@ def test_positions_of_the_default_model():
     assert VIT.options[VIT.suffix_option] == 16
 
 
-@pytest.mark.parametrize("module", ["options", "digits", "convert", "model"])
+@pytest.mark.parametrize("module", ["options", "digits", "convert", "layout", "model"])
 def test_the_documentation_is_right(module):
     results = doctest.testmod(importlib.import_module(f"deepnarrow_vision_vit.{module}"))
     assert results.attempted > 0

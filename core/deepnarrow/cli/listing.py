@@ -11,7 +11,7 @@ from deepnarrow.cli.parser import LIST_KINDS
 from deepnarrow.cost import CONVENTIONS
 from deepnarrow.errors import InputError, suggest
 from deepnarrow.hardware import CHIPS
-from deepnarrow.modality import BoundArchitecture, Modality, Task
+from deepnarrow.modality import AnyArchitecture, BoundArchitecture, Modality, Task
 from deepnarrow.plugins import PluginInfo, Registry, registry
 from deepnarrow.report.text import count
 
@@ -73,8 +73,16 @@ def _modalities(found: Registry) -> list[Row]:
 def _architectures(found: Registry) -> list[Row]:
     return [{"name": name, "distribution": found.owners["architectures", name],
              "modality": one.modality if isinstance(one, BoundArchitecture) else "any",
-             "operators": [op for op in found.shape_ops if op in one.operators]}
+             "operators": [op for op in found.shape_ops if op in one.operators],
+             "unavailable": _unavailable(one)}
             for name, one in found.architectures.items()]
+
+
+def _unavailable(architecture: AnyArchitecture) -> str | None:
+    """Why it cannot be used on this machine, None where it can."""
+    if isinstance(architecture, BoundArchitecture) and architecture.unavailable:
+        return architecture.unavailable()
+    return None
 
 
 def _ops(found: Registry) -> list[Row]:

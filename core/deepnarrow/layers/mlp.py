@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -12,6 +14,11 @@ from deepnarrow.shape import Shape
 
 # ViT's MLP biases start as tiny normals (big_vision, as Dosovitskiy et al. 2021); T5 has none.
 BIAS_STDDEV = 1e-6
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": recomputed(jax.nn.gelu),
+    "gelu_exact": recomputed(functools.partial(jax.nn.gelu, approximate=False)),
+}
 
 
 class MLP(nnx.Module):
@@ -36,6 +43,6 @@ class MLP(nnx.Module):
     ) -> Float[Array, "... d_model"]:
         """Applies the MLP to every position; `key` feeds dropout, None for none."""
         x = self.wi(x)  # [..., d_model] -> [..., d_ff]
-        x = jax.nn.relu(x) if self.activation == "relu" else recomputed(jax.nn.gelu)(x)
+        x = ACTIVATIONS[self.activation](x)
         x = dropout(x, self.dropout_rate, key)
         return self.wo(x)  # [..., d_ff] -> [..., d_model]

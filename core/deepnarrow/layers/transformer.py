@@ -29,7 +29,7 @@ from deepnarrow.shape import Shape
 ROLES = ("encoder", "decoder")
 _CHOICES = {
     "norm": ("rms", "layer"),
-    "activation": ("relu", "gelu"),
+    "activation": ("relu", "gelu", "gelu_exact"),
     "init": ("t5", "xavier"),
     "compute_dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots"),

@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-import numpy as np
-import scipy.ndimage
 from flax import nnx
-from jaxtyping import Array, Float
 
 from deepnarrow.errors import InputError
 from deepnarrow.layers.stack import init_module
 from deepnarrow.modality import Key, Params, Path
 from deepnarrow_vision_vit.model import HEAD_PATHS, make_head
 from deepnarrow_vision_vit.options import grid_size
+from deepnarrow_vision_vit.resample import resample_position
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 # Options that decide the shapes of parameters which cannot be carried over to another value.
-FIXED = ("patch_size", "channels", "pool_type", "position")
+FIXED = ("patch_size", "channels", "pool_type", "position", "rep_size", "activation", "norm_eps")
 
 
 def adapt(
@@ -48,34 +46,19 @@ def adapt(
     adapted = {name: value for name, value in params.items() if name != "head"}
     if target_options.position == "learn":
         grid = grid_size(target_options)
-        adapted["position"] = {
-            "embedding": resample_position(params["position"]["embedding"], grid)}
+        if "pos_embedding" in params:  # big_vision's own model
+            adapted["pos_embedding"] = jnp.asarray(resample_position(params["pos_embedding"], grid))
+        else:
+            embedding = resample_position(params["position"]["embedding"], grid)
+            adapted["position"] = {"embedding": jnp.asarray(embedding)}
     if not target_options.num_classes:
         return adapted, ()
-    d_model = params["embedding"]["bias"].shape[0]
+    features = target_options.rep_size or params["embedding"]["bias"].shape[0]
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
-        head = make_head(d_model, target_options, rngs=rngs)
+        head = make_head(features, target_options, rngs=rngs)
         assert head is not None  # there are classes
         return head
 
     adapted["head"] = init_module(make, key)
     return adapted, HEAD_PATHS
-
-
-def resample_position(
-    embedding: Float[Array, "1 old_length d_model"], grid: int
-) -> Float[Array, "1 new_length d_model"]:
-    """Resamples the position embeddings of a square grid linearly to `grid` x `grid` patches.
-
-    Corners stay on corners, as in big_vision's `resample_posemb`.
-    """
-    old = round(embedding.shape[1] ** 0.5)
-    if old == grid:
-        return embedding
-    # [1, old * old, d_model] -> [old, old, d_model]
-    table = np.asarray(embedding, np.float32).reshape(old, old, -1)
-    # [old, old, d_model] -> [grid, grid, d_model]
-    table = scipy.ndimage.zoom(table, (grid / old, grid / old, 1), order=1)
-    # [grid, grid, d_model] -> [1, grid * grid, d_model]
-    return jnp.asarray(table).reshape(1, grid**2, -1)

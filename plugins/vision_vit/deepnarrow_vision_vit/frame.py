@@ -11,22 +11,21 @@ from deepnarrow_vision_vit.options import check_options, grid_size, num_position
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-NORM_EPS = 1e-6  # flax's default, which big_vision keeps
-
 
 def encoder_options(options: ConfigDict) -> StackOptions:
     """Returns how the encoder is built: pre-LayerNorm, GELU, biases (big_vision's ViT)."""
     return StackOptions(
-        norm="layer", norm_eps=NORM_EPS, activation="gelu", use_bias=True, scale_attention=True,
+        norm="layer", norm_eps=options.norm_eps, activation=options.activation, use_bias=True,
+        scale_attention=True,
         init="xavier", dropout_rate=options.dropout_rate, compute_dtype=options.compute_dtype,
         remat=options.remat, scan=options.scan,
     )
 
 
-def pooling_options() -> StackOptions:
+def pooling_options(options: ConfigDict) -> StackOptions:
     """Returns how the MAP head is built: as the encoder, float32, never with dropout."""
-    return StackOptions(norm="layer", norm_eps=NORM_EPS, activation="gelu", use_bias=True,
-                        scale_attention=True, init="xavier")
+    return StackOptions(norm="layer", norm_eps=options.norm_eps, activation=options.activation,
+                        use_bias=True, scale_attention=True, init="xavier")
 
 
 def stack_specs(shape: Shape, options: ConfigDict) -> tuple[StackSpec, ...]:
@@ -36,13 +35,14 @@ def stack_specs(shape: Shape, options: ConfigDict) -> tuple[StackSpec, ...]:
 
 
 def count_frame(shape: Shape, options: ConfigDict) -> Costs:
-    """Costs of patch embedding, position, pooling and head.
+    """Costs of patch embedding, position, pooling, `pre_logits` and head.
 
-    With N patches of p x p x c values and C classes, the forward FLOPs of an example are
-    `2 N p^2 c d_model` for the embedding and `2 d_model C` for the head; see `_count_map` for
+    With N patches of p x p x c values, C classes and features of width R (`rep_size`, else
+    `d_model`), the forward FLOPs of an example are `2 N p^2 c d_model` for the embedding,
+    `2 d_model rep_size` for `pre_logits` and `2 R C` for the head; see `_count_map` for
     attention pooling. The embedding's backward pass takes as much as its forward pass, not twice:
-    nothing needs a gradient of the image. Components are `embedding`, `position`, `pooling` and
-    `head`.
+    nothing needs a gradient of the image. Components are `embedding`, `position`, `pooling`,
+    `pre_logits` and `head`.
 
     Raises:
       InputError: the options make no model.
@@ -66,13 +66,24 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
                         activation_floats=float(patches * patch**2 * channels)),),
     )
     costs += _count_pooling(shape, options)
-    if classes:
+    width = options.rep_size or d_model
+    if options.rep_size:
         costs += Costs(
-            arrays=(ParamArray(("head", "kernel"), (d_model, classes), ("embed", "classes"),
+            arrays=(ParamArray(("pre_logits", "kernel"), (d_model, width), ("embed", None),
+                               "pre_logits", positions=1),
+                    ParamArray(("pre_logits", "bias"), (width,), (None,), "pre_logits",
+                               positions=1)),
+            flops=(FlopTerm("pre_logits", "weight", 2.0 * d_model * width,
+                            activation_floats=float(d_model + width)),),
+        )
+    if classes:
+        features = None if options.rep_size else "embed"
+        costs += Costs(
+            arrays=(ParamArray(("head", "kernel"), (width, classes), (features, "classes"),
                                "head", positions=1),
                     ParamArray(("head", "bias"), (classes,), ("classes",), "head", positions=1)),
-            flops=(FlopTerm("head", "logits", 2.0 * d_model * classes,
-                            activation_floats=float(d_model + classes)),),
+            flops=(FlopTerm("head", "logits", 2.0 * width * classes,
+                            activation_floats=float(width + classes)),),
         )
     return costs
 

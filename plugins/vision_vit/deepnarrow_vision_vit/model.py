@@ -1,10 +1,12 @@
 """The Vision Transformer (Dosovitskiy et al., 2021), equal to big_vision's `models/vit.py`.
 
-One departure: a head's width is `shape.d_kv`, whatever `d_model / num_heads` is, so that shapes can
-scale it on its own. Where the two agree, so do the models (tests/vision_vit/test_golden.py).
+One departure: an attention head's width is `shape.d_kv`, whatever `d_model / num_heads` is, so that
+shapes can scale it on its own. Where the two agree, so do the models
+(tests/vision_vit/test_golden.py).
 
 Params: `embedding`, `position` (learned only), `encoder` (the stack), `pooling` (`tok` and `map`
-only), `head` (none with `num_classes` 0). Nothing here knows what fills the encoder.
+only), `pre_logits` (with `rep_size` only), `head` (none with `num_classes` 0). Nothing here knows
+what fills the encoder.
 """
 
 from __future__ import annotations
@@ -103,8 +105,8 @@ class MapPooling(nnx.Module):
       attention, norm, mlp: one layer of a Transformer; only the MLP has a residual branch.
     """
 
-    def __init__(self, shape: Shape, *, rngs: nnx.Rngs):
-        options = pooling_options()
+    def __init__(self, shape: Shape, model_options: ConfigDict, *, rngs: nnx.Rngs):
+        options = pooling_options(model_options)
         init = nnx.initializers.xavier_uniform()
         self.probe = nnx.Param(init(rngs.params(), (1, 1, shape.d_model), jnp.float32))
         self.attention = Attention(shape, options, rngs=rngs)
@@ -131,7 +133,9 @@ class Frame(nnx.Module):
         self.position = (LearnedPosition(self.grid**2, shape.d_model, rngs=rngs)
                          if options.position == "learn" else None)
         self.pooling = make_pooling(shape, options, rngs=rngs)
-        self.head = make_head(shape.d_model, options, rngs=rngs)
+        self.pre_logits = (nnx.Linear(shape.d_model, options.rep_size, rngs=rngs)
+                           if options.rep_size else None)
+        self.head = make_head(options.rep_size or shape.d_model, options, rngs=rngs)
 
     def embed(
         self, image: Float[Array, "batch size size channels"], key: Key | None
@@ -147,17 +151,23 @@ class Frame(nnx.Module):
             x = jnp.concatenate([token, x], axis=1)  # -> [batch, 1 + patches, d_model]
         return dropout(x, self.dropout_rate, key)
 
+    def represent(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch features"]:
+        """The encoder's output to what the head sees, float32."""
+        pooled = self.pool(x.astype(jnp.float32))
+        if self.pre_logits is None:
+            return pooled
+        return jnp.tanh(self.pre_logits(pooled))  # [batch, d_model] -> [batch, rep_size]
+
     def pool(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch d_model"]:
-        """The encoder's output to one vector an image, float32."""
-        x = x.astype(jnp.float32)
+        """The encoder's output to one vector an image."""
         if isinstance(self.pooling, MapPooling):
             return self.pooling(x)
         if isinstance(self.pooling, TokenPooling):
             return x[:, 0]  # [batch, length, d_model] -> [batch, d_model]
         return x.mean(axis=1)  # [batch, length, d_model] -> [batch, d_model]
 
-    def classify(self, pooled: Float[Array, "batch d_model"]) -> Float[Array, "batch classes"]:
-        """Pooled vectors to logits, float32.
+    def classify(self, features: Float[Array, "batch features"]) -> Float[Array, "batch classes"]:
+        """Features to logits, float32.
 
         Raises:
           InputError: the model has no head.
@@ -165,7 +175,7 @@ class Frame(nnx.Module):
         if self.head is None:
             raise InputError(WHERE, "a model without a head has features only",
                              got="num_classes 0", hint="set num_classes")
-        return self.head(pooled)  # [batch, d_model] -> [batch, classes]
+        return self.head(features)  # [batch, features] -> [batch, classes]
 
 
 def make_pooling(
@@ -174,16 +184,16 @@ def make_pooling(
     """Returns what pools with parameters, or None for the mean."""
     if options.pool_type == "tok":
         return TokenPooling(shape.d_model)
-    return MapPooling(shape, rngs=rngs) if options.pool_type == "map" else None
+    return MapPooling(shape, options, rngs=rngs) if options.pool_type == "map" else None
 
 
-def make_head(d_model: int, options: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Linear | None:
+def make_head(features: int, options: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Linear | None:
     """Returns the classifier, or None without classes."""
     if not options.num_classes:
         return None
     kernel_init = (nnx.initializers.zeros if options.head_zeroinit
                    else nnx.initializers.lecun_normal())
-    return nnx.Linear(d_model, options.num_classes, kernel_init=kernel_init, rngs=rngs)
+    return nnx.Linear(features, options.num_classes, kernel_init=kernel_init, rngs=rngs)
 
 
 def extract_patches(
@@ -247,10 +257,10 @@ def label_targets(batch: Batch, num_classes: int) -> Float[Array, "batch classes
 
 # --- assembling -----------------------------------------------------------------------------------
 class Encoded(NamedTuple):
-    """An encoded batch: the bound frame, `pooled` [batch, d_model], the encoder's aux loss."""
+    """An encoded batch: the bound frame, `features` [batch, d], the encoder's aux loss."""
 
     frame: Frame
-    pooled: Array
+    features: Array
     aux_loss: Array
 
 
@@ -258,7 +268,7 @@ def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> 
     """Returns the ViT around the filled encoder. A batch holds `image` and, to train, `label`
     (with mixup `partner_label` and `label_weight` too).
 
-    `features` are the pooled vectors before the head (big_vision's `pre_logits`); `predict` returns
+    `features` are what the head sees (big_vision's `pre_logits`); `predict` returns
     logits `[batch, num_classes]`.
 
     Raises:
@@ -279,20 +289,20 @@ def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> 
         frame_key, encoder_key = (None, None) if key is None else jax.random.split(key)
         x = frame.embed(image, frame_key if train else None)
         out = encoder.apply(params["encoder"], x, key=encoder_key, train=train)
-        # [batch, length, d_model] -> [batch, d_model]
-        return Encoded(frame, frame.pool(out.x), out.aux_loss)
+        # [batch, length, d_model] -> [batch, features]
+        return Encoded(frame, frame.represent(out.x), out.aux_loss)
 
     def features(params: Params, batch: Batch) -> Array:
-        return encode(params, batch["image"], None, train=False).pooled
+        return encode(params, batch["image"], None, train=False).features
 
     def predict(params: Params, batch: Batch) -> Array:
-        frame, pooled, _ = encode(params, batch["image"], None, train=False)
-        return frame.classify(pooled)
+        encoded = encode(params, batch["image"], None, train=False)
+        return encoded.frame.classify(encoded.features)
 
     def loss(params: Params, batch: Batch, key: Key | None, *, train: bool) -> LossOutput:
-        frame, pooled, aux_loss = encode(params, batch["image"], key, train)
-        logits = frame.classify(pooled)
-        return _sum_losses(logits, batch, aux_loss, options)
+        encoded = encode(params, batch["image"], key, train)
+        logits = encoded.frame.classify(encoded.features)
+        return sum_losses(logits, batch, encoded.aux_loss, options)
 
     axes = axes_tree(count_frame(shape, options).arrays)
     axes["encoder"] = axes_tree(encoder.count().arrays)
@@ -302,9 +312,17 @@ def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> 
     )
 
 
-def _sum_losses(
+def sum_losses(
     logits: Array, batch: Batch, aux_loss: Array, options: ConfigDict
 ) -> LossOutput:
+    """Losses and hits of logits as the contract's sums.
+
+    Args:
+      logits: float32 [batch, classes].
+      batch: with labels, mixed ones too, and the examples' mask.
+      aux_loss: the encoder's.
+      options: the model's.
+    """
     weights, targets = batch[EXAMPLE_MASK], label_targets(batch, options.num_classes)
     # [batch, classes] -> [batch]
     correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)

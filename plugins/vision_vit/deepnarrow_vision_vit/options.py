@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from deepnarrow.errors import InputError
 from deepnarrow.protocol import check_choice, check_range
-from deepnarrow.shape import Shape
+from deepnarrow.shape import FIELD_LIMITS, Shape
 
 WHERE = "vision_vit options"
 # Typing errors, not models: far above every published resolution, channel count and label set.
@@ -14,6 +14,7 @@ MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 2**14, 2**12, 2**24
 POOL_TYPES = ("gap", "tok", "map")
 POSITIONS = ("learn", "sincos2d")
 LOSSES = ("softmax", "sigmoid")
+ACTIVATIONS = ("gelu", "gelu_exact")
 
 
 def default_options() -> ConfigDict:
@@ -27,6 +28,10 @@ def default_options() -> ConfigDict:
       pool_type: `gap` (mean over positions), `tok` (a learned class token) or `map` (multihead
         attention pooling by a learned probe).
       position: `learn` (a learned embedding) or `sincos2d` (fixed; no parameters).
+      rep_size: width of `pre_logits`, a dense layer with tanh between pooling and head; 0 for
+        none.
+      activation: of the MLPs: `gelu` (tanh approximation) or `gelu_exact` (by erf, as PyTorch's).
+      norm_eps: added to the variance by every LayerNorm.
       head_zeroinit: the head's kernel begins at zero, else at LeCun's normal.
       loss: `softmax` or `sigmoid` (one binary cross-entropy a class, summed) on the logits.
       label_smoothing: share of the target that is spread evenly over all classes.
@@ -42,6 +47,9 @@ def default_options() -> ConfigDict:
         "num_classes": 1000,
         "pool_type": "gap",
         "position": "learn",
+        "rep_size": 0,
+        "activation": "gelu",
+        "norm_eps": 1e-6,
         "head_zeroinit": True,
         "loss": "softmax",
         "label_smoothing": 0.0,
@@ -96,6 +104,9 @@ def check_options(shape: Shape, options: ConfigDict) -> None:
     check_choice(WHERE, "loss", options.loss, LOSSES)
     check_range(WHERE, "channels", options.channels, 1, MAX_CHANNELS)
     check_range(WHERE, "num_classes", options.num_classes, 0, MAX_CLASSES)
+    check_range(WHERE, "rep_size", options.rep_size, 0, FIELD_LIMITS["d_model"][1])
+    check_choice(WHERE, "activation", options.activation, ACTIVATIONS)
+    check_range(WHERE, "norm_eps", options.norm_eps, 0, 1, low_open=True)
     check_range(WHERE, "label_smoothing", options.label_smoothing, 0, 1)
     check_range(WHERE, "dropout_rate", options.dropout_rate, 0, 0.99)
     check_choice(WHERE, "compute_dtype", options.compute_dtype, ("float32", "bfloat16"))

@@ -6,9 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import deepnarrow_vision_vit.frame as frame
+import deepnarrow_vision_vit.hfformat as hfformat
+import deepnarrow_vision_vit.npzformat as npzformat
+import deepnarrow_vision_vit.timmformat as timmformat
 from deepnarrow.hookspecs import hookimpl
-from deepnarrow.modality import Key, Modality, Model, Params, Path, Stack
+from deepnarrow.modality import (
+    BoundArchitecture,
+    CheckpointFormat,
+    Key,
+    Modality,
+    Model,
+    Params,
+    Path,
+    Stack,
+)
 from deepnarrow.shape import Shape
+from deepnarrow_vision_vit.big_vision import ARCHITECTURE as BIG_VISION
 from deepnarrow_vision_vit.options import default_options
 from deepnarrow_vision_vit.presets import PRESETS
 from deepnarrow_vision_vit.sources import default_data_options
@@ -47,4 +60,15 @@ def deepnarrow_register_modalities() -> list[Modality]:
         tasks=tasks,
         adapt=_adapt,
         suffix_option="patch_size",
+        checkpoint_formats={
+            "big_vision": CheckpointFormat(npzformat.inspect, npzformat.read, npzformat.write),
+            "huggingface": CheckpointFormat(hfformat.inspect, hfformat.read, hfformat.write),
+            "timm": CheckpointFormat(timmformat.inspect, timmformat.read, timmformat.write),
+        },
     )]
+
+
+@hookimpl
+def deepnarrow_register_architectures() -> list[BoundArchitecture]:
+    """big_vision's own ViT, where there is a checkout."""
+    return [BIG_VISION]
