@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from deepnarrow.errors import InputError
-from deepnarrow.pareto import Quality, front_mask, fronts, quality_name, shape_table, summarize
+from deepnarrow.dominance import front_mask
+from deepnarrow.pareto import FRONT_COSTS
+from deepnarrow.pareto import fronts as table_fronts
+from deepnarrow.summary import Quality, quality_name, shape_table, summarize
+from deepnarrow.table import from_records
 from deepnarrow.records import MetricRow, Record
 
 SHAPE = {"num_encoder_layers": 2, "num_decoder_layers": 0, "d_model": 64, "d_ff": 256, "d_kv": 16,
@@ -36,6 +40,11 @@ def oracle(values, directions):
 
 def directions_of(values):
     return ["min", "max", "max", "min"][: values.shape[1]]
+
+
+def fronts(records, costs=FRONT_COSTS, qualities=None):
+    named = None if qualities is None else [(name, None) for name in qualities]
+    return table_fronts(from_records(records), costs, named, draws=200)
 
 
 # --- front_mask ----------------------------------------------------------------------------------

@@ -19,12 +19,14 @@ from rich.console import Console
 
 from deepnarrow import pareto
 from deepnarrow.errors import InputError
-from deepnarrow.pareto import fronts, shape_table
+from deepnarrow.pareto import fronts as table_fronts
 from deepnarrow.records import CurvePoint, MetricRow, Record
 from deepnarrow.report import charts, page, text, write_report
 from deepnarrow.report.page import slug
 from deepnarrow.report.tables import count_runs, mean_curves, transfer_tables
 from deepnarrow.report.terminal import pareto_tables
+from deepnarrow.summary import shape_table
+from deepnarrow.table import from_records
 
 # name -> (layers, d_model, d_ff): one deep-narrow and one shallow-wide shape of about equal cost.
 SHAPES = {"tiny": (2, 64, 256), "tiny-nl4": (4, 64, 256), "tiny-nl12-dm48-ff192": (12, 48, 192),

@@ -243,21 +243,24 @@ def _probe(parser: Parser) -> None:
                         help="strength of the ridge (default: 1024)")
 
 
-def _sources(parser: Parser) -> None:
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study")
+def _tables(parser: Parser) -> None:
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study, or a CSV "
+                        "or Parquet file; rows that share `name` are seeds of one shape")
 
 
 def _pareto(parser: Parser) -> None:
-    _sources(parser)
+    _tables(parser)
     parser.add_argument("--cost", metavar="NAME[:min]", action="append", default=[],
                         help="a cost column; several may be given (default: "
                         "params_non_embedding, flops_forward_per_example, step_time_s)")
     parser.add_argument("--quality", metavar="NAME[:min|max]", action="append", default=[],
                         help="a quality, e.g. upstream/loss; several may be given (default: all)")
+    parser.add_argument("--joint", action="store_true",
+                        help="one front over all costs and qualities together")
 
 
 def _report(parser: Parser) -> None:
-    _sources(parser)
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study")
     parser.add_argument("--out", metavar="PATH", action=Once, required=True,
                         help="the page, if it ends in .html, else a folder for report.html; the "
                              "figures go beside the page")
