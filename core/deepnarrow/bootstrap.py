@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 
 import numpy as np
 from jaxtyping import Float
@@ -172,11 +173,10 @@ def corrected_percentiles(
     by the share of draws below the estimate. Bounds at an infinity are None: outside what was
     measured.
     """
-    from scipy.special import ndtr, ndtri
-
+    normal = statistics.NormalDist()
     below = (np.mean(drawn < estimate) + np.mean(drawn <= estimate)) / 2
-    shift = ndtri(np.clip(below, 1 / len(drawn), 1 - 1 / len(drawn)))
-    tails = ndtr(2 * shift + ndtri(np.array([(1 - level) / 2, (1 + level) / 2])))
+    shift = normal.inv_cdf(min(max(below, 1 / len(drawn)), 1 - 1 / len(drawn)))
+    tails = [normal.cdf(2 * shift + normal.inv_cdf(p)) for p in ((1 - level) / 2, (1 + level) / 2)]
     low, high = (float(x) for x in np.quantile(drawn, tails, method="inverted_cdf"))
     return Interval(_finite(estimate), _finite(low), _finite(high),
                     f"{method}, bias-corrected percentile")

@@ -181,8 +181,8 @@ def count_non_finite(table: Table, *columns: str) -> int:
 
 
 def domains(table: Table) -> list[str]:
-    """The domains, in order of first appearance."""
-    return list(dict.fromkeys(table.domain))
+    """The domains, by name."""
+    return sorted(set(table.domain))
 
 
 def find_column(table: Table, name: str, kind: str) -> str:
