@@ -146,9 +146,8 @@ def front_cost(quality: np.ndarray, cost: np.ndarray, target: np.ndarray) -> np.
     More quality is better. The front joins its points by straight lines over log cost; below its
     first point it is that point's cost, above its last it is infinite.
     """
-    order = np.lexsort((-quality.mean(axis=0), cost))
-    quality, logs = quality[:, order], np.log(cost[order])
-    best = np.maximum.accumulate(quality, axis=1)  # [draws, shapes]
+    quality, logs = _levels(quality, cost)
+    best = np.maximum.accumulate(quality, axis=1)  # [draws, levels]
     rises = np.ones(best.shape, dtype=bool)
     rises[:, 1:] = best[:, 1:] > best[:, :-1]
     # The front's point at or before each place.
@@ -236,15 +235,33 @@ def front_quality(quality: np.ndarray, cost: np.ndarray, at: np.ndarray) -> np.n
 
     Beyond its last point it stays level: more cost buys at least as much.
     """
-    order = np.argsort(cost, kind="stable")
-    quality, logs = quality[:, order], np.log(cost[order])
+    quality, logs = _levels(quality, cost)
+    best = np.maximum.accumulate(quality, axis=1)  # [draws, levels]
+    size = len(logs)
+    rises = np.ones(best.shape, dtype=bool)
+    rises[:, 1:] = best[:, 1:] > best[:, :-1]
+    places = np.where(rises, np.arange(size), 0)
+    left = np.maximum.accumulate(places, axis=1)  # the front's point at or before each level
+    later = np.where(rises, np.arange(size), size)
+    after = np.minimum.accumulate(later[:, ::-1], axis=1)[:, ::-1]  # at or after each level
     found = np.empty((len(quality), len(at)))
-    for k, row in enumerate(quality):
-        best = np.maximum.accumulate(row)
-        rises = np.r_[True, best[1:] > best[:-1]]
-        last = np.r_[logs[rises][1:] != logs[rises][:-1], True]  # of equal costs, the best
-        found[k] = np.interp(np.log(at), logs[rises][last], best[rises][last])
+    rows = np.arange(len(quality))
+    for k, target in enumerate(np.log(at)):
+        level = max(int(np.searchsorted(logs, target, side="right")) - 1, 0)
+        one = left[:, level]
+        other = after[:, level + 1] if level + 1 < size else np.full(len(rows), size)
+        other = np.where(other < size, other, one)
+        span = logs[other] - logs[one]
+        share = np.where(span > 0, (target - logs[one]) / np.where(span > 0, span, 1), 0.0)
+        found[:, k] = best[rows, one] + share * (best[rows, other] - best[rows, one])
     return found
+
+
+def _levels(quality: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[draws, shapes] -> [draws, levels] the best quality of each distinct cost, and log costs."""
+    order = np.argsort(cost, kind="stable")
+    first = np.flatnonzero(np.r_[True, np.diff(cost[order]) > 0])
+    return np.maximum.reduceat(quality[:, order], first, axis=1), np.log(cost[order][first])
 
 
 @dataclasses.dataclass(frozen=True)

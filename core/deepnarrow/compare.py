@@ -147,7 +147,7 @@ def compare(
                              f"{cost} and {qualities[name][0]}")
     found = {name: effect_contrasts(family) for name, family in families.items()}
     tau = _tau(families, found, seed)
-    tests, verdicts, reasons = _judge(families, margin, saving, seed)
+    tests, verdicts, reasons = judge(families, margin, saving, seed)
     if len(tau.operators) < MIN_SHARED:
         reason = f"{len(tau.operators)} operators are shared, a verdict needs {MIN_SHARED}"
         verdicts, reasons = dict.fromkeys(verdicts), dict.fromkeys(verdicts, reason)
@@ -237,9 +237,10 @@ def _permutation_p(
 
 
 # --- DeepNarrow ----------------------------------------------------------------------------------
-def _judge(
-    families: Mapping[str, Family], margin: float, saving: float, seed: int
+def judge(
+    families: Mapping[str, Family], margin: float, saving: float, seed: int = SEED
 ) -> tuple[tuple[Test, ...], dict[str, Verdict | None], dict[str, str]]:
+    """Returns the tests behind DeepNarrow's verdicts, the verdicts, and reasons where undecided."""
     tests: list[Test] = []
     verdicts: dict[str, Verdict | None] = {}
     reasons: dict[str, str] = {}
