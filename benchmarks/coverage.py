@@ -1,4 +1,5 @@
-"""Do 90% intervals cover the truth? Synthetic studies with a planted one, at few seeds and few shapes.
+"""Do 90% intervals cover the truth? Synthetic studies with a planted one, at few seeds and few
+shapes.
 
     python benchmarks/coverage.py --studies 500 --json coverage.json
 
@@ -21,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
+from deepnarrow.bootstrap import Interval, contrasts
 from deepnarrow.claims import front_cost, gains, savings
 from deepnarrow.compare import MARGIN, SAVING, judge
-from deepnarrow.laws import fit
 from deepnarrow.lawforms import POWER
-from deepnarrow.operators import curve_weights, effect_contrasts, family_of
-from deepnarrow.bootstrap import Interval, contrasts
+from deepnarrow.laws import fit
+from deepnarrow.operators import Family, curve_weights, effect_contrasts, family_of
 from deepnarrow.pareto import fronts, margin_of
 from deepnarrow.table import Table
 
@@ -125,7 +126,7 @@ def _effects(rows: Table, truth: np.ndarray) -> Iterator[tuple[str, float]]:
             yield "gain per doubling", covers(gain.per_doubling, _gain(family, gain.shapes, truth))
 
 
-def _gain(family, shapes: tuple[str, ...], truth: np.ndarray) -> float:  # noqa: ANN001
+def _gain(family: Family, shapes: tuple[str, ...], truth: np.ndarray) -> float:
     top = bottom = 0.0
     for name in shapes:
         i, base = family.names.index(name), family.names.index(name.split("-")[0])
@@ -141,9 +142,8 @@ def _null(shapes: int, seeds: int, rng: np.random.Generator) -> Iterator[tuple[s
     base = 0.5 + SLOPE * np.log2(costs / costs[0])
     families = {}
     for domain in ("one", "two"):
-        # A smaller saving than the default, so that the curve's range holds the higher cost.
-        probe = family_of(table(base, 2, costs, names, deep, 1e-9, rng), domain, "params", "quality",
-                          "max")
+        exact = table(base, 2, costs, names, deep, 1e-9, rng)
+        probe = family_of(exact, domain, "params", "quality", "max")
         truth = base.copy()
         for i in np.flatnonzero(deep):
             weights = curve_weights(probe, float(costs[i]) / (1 - SAVING))

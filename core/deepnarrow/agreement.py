@@ -2,7 +2,8 @@
 
 Rank correlations over the shapes of one domain, and the pairs that turn around beyond seed noise
 (Tay et al. 2022, Figure 1 and Table 3). Different metrics exaggerate the gap differently, so every
-downstream quality is set beside upstream: cross-entropies (loss against loss) as well as accuracies.
+downstream quality is set beside upstream: cross-entropies (loss against loss) as well as
+accuracies.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ def _inversions(
     i, j = np.triu_indices(size, 1)
     weights = np.zeros((len(i), size))
     weights[np.arange(len(i)), i], weights[np.arange(len(i)), j] = 1, -1
-    pairs = zip(i, j, contrasts(up, signs[0] * weights), contrasts(down, signs[1] * weights),
-                strict=True)
+    pairs = zip(i.tolist(), j.tolist(), contrasts(up, signs[0] * weights),
+                contrasts(down, signs[1] * weights), strict=True)
     found, decided = [], 0
     for a, b, first, second in pairs:
         if not (_beyond(first) and _beyond(second)):

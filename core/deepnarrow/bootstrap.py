@@ -3,8 +3,8 @@
 Few seeds are the rule, and a percentile bootstrap of two or three numbers is far too narrow. So the
 variance over seeds is pooled across the shapes that have few of them, and draws are from Student's
 t (Gaussian noise over a drawn variance): for a linear function of the means their percentiles are
-exactly the pooled-t interval. Evaluation examples are resampled as they are, the same ones for every
-shape, so that what is hard for all cancels.
+exactly the pooled-t interval. Evaluation examples are resampled as they are, the same ones for
+every shape, so that what is hard for all cancels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POOLED_T_EXAMPLES = "pooled-t and examples"
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate with its 90% interval; None where there is none, `method` says how it was made."""
+    """An estimate with its 90% interval; None where there is none. `method`: how it was made."""
 
     estimate: float | None
     low: float | None
@@ -174,7 +174,7 @@ def corrected_percentiles(
     measured.
     """
     normal = statistics.NormalDist()
-    below = (np.mean(drawn < estimate) + np.mean(drawn <= estimate)) / 2
+    below = float(np.mean(drawn < estimate) + np.mean(drawn <= estimate)) / 2
     shift = normal.inv_cdf(min(max(below, 1 / len(drawn)), 1 - 1 / len(drawn)))
     tails = [normal.cdf(2 * shift + normal.inv_cdf(p)) for p in ((1 - level) / 2, (1 + level) / 2)]
     low, high = (float(x) for x in np.quantile(drawn, tails, method="inverted_cdf"))

@@ -1,7 +1,7 @@
 """Claims about one domain, each with its interval: "A matches B at x% of its cost", and what saves.
 
-All are functions of the shapes' means over training seeds. Weighted sums of means have exact pooled-t
-intervals; what is read off a front, a best-of-several, has bias-corrected percentiles of
+All are functions of the shapes' means over training seeds. Weighted sums of means have exact
+pooled-t intervals; what is read off a front, a best-of-several, has bias-corrected percentiles of
 `bootstrap.draw_means`. Costs are taken as known.
 """
 
@@ -54,7 +54,8 @@ class Match:
 
 def matches(family: Family, margin: float = MARGIN) -> list[Match]:
     """Compares every baseline (reference shapes) with every cheaper shape, by rising cost ratio."""
-    pairs = [(i, b) for b in np.flatnonzero(family.reference) for i in range(len(family.names))
+    pairs = [(i, b) for b in np.flatnonzero(family.reference).tolist()
+             for i in range(len(family.names))
              if family.cost[i] < family.cost[b]]
     weights = np.zeros((len(pairs), len(family.names)))
     for k, (i, b) in enumerate(pairs):
@@ -112,8 +113,8 @@ def savings(family: Family, baselines: Sequence[str] | None = None, draws: int =
             seed: int = SEED) -> list[Saving]:
     """Reads the savings at equal quality off the interpolated front, for every baseline.
 
-    Between its points the front is a straight line over log cost. The baseline itself is left out of
-    the front; the reference family's shapes are the baselines where none are named.
+    Between its points the front is a straight line over log cost. The baseline itself is left out
+    of the front; the reference family's shapes are the baselines where none are named.
     """
     chosen = [i for i, name in enumerate(family.names)
               if (name in baselines if baselines is not None else family.reference[i])]
@@ -131,7 +132,8 @@ def savings(family: Family, baselines: Sequence[str] | None = None, draws: int =
 
         estimate = float(saving(observed)[0])
         if drawn is None or family.noise is None:
-            interval = Interval(estimate if math.isfinite(estimate) else None, None, None, "one seed")
+            known = estimate if math.isfinite(estimate) else None
+            interval = Interval(known, None, None, "one seed")
         else:
             interval = corrected_percentiles(estimate, saving(drawn), family.noise.method)
         cheapest = rest[np.argmin(family.cost[rest])]
@@ -301,7 +303,8 @@ def depth_limits(family: Family, draws: int = DRAWS, seed: int = SEED) -> list[D
                                     method="inverted_cdf")
             interval = Interval(best, float(low), None if high == depths[-1] else float(high),
                                 f"{family.noise.method}, percentile")
-        found.append(DepthLimit(base, tuple(map(int, depths)), tuple(map(float, effects)), interval))
+        found.append(DepthLimit(base, tuple(map(int, depths)), tuple(map(float, effects)),
+                                interval))
     return found
 
 

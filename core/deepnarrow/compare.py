@@ -1,8 +1,8 @@
 """Does what holds in one domain hold in another? Operators at equal cost, and DeepNarrow's verdict.
 
-Kendall's tau-b says whether domains rank the operators alike. Its interval is a percentile bootstrap
-over operators and over the noise of training seeds together; its p is from permuting the operators of
-every domain but one (exact up to 7 operators in two domains).
+Kendall's tau-b says whether domains rank the operators alike. Its interval is a percentile
+bootstrap over operators and over the noise of training seeds together; its p is from permuting the
+operators of every domain but one (exact up to 7 operators in two domains).
 
 DeepNarrow's claim, set beforehand by a margin and a saving s: some deep-narrow shape is at most the
 margin below the reference curve *at 1 / (1 - s) times its own cost*. Intervals of all these

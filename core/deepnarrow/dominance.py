@@ -102,7 +102,7 @@ def _front_of_sorted(rest: np.ndarray) -> np.ndarray:
     size = len(rest)
     if size * size <= _ALL_PAIRS:
         earlier = np.tri(size, k=-1, dtype=bool)  # [later, earlier]
-        return ~(_pairs(rest, rest) & earlier).any(axis=1)
+        return np.logical_not((_pairs(rest, rest) & earlier).any(axis=1))
     half = size // 2
     mask = np.empty(size, dtype=bool)
     mask[:half] = _front_of_sorted(rest[:half])
@@ -118,14 +118,14 @@ def _covered(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     if not len(some) or not len(others):
         return np.zeros(len(others), dtype=bool)
     if some.shape[1] == 1:
-        return others[:, 0] >= some.min()
+        return np.asarray(others[:, 0] >= some.min())
     if some.shape[1] == 2:
         order = np.argsort(some[:, 0])
         least = np.minimum.accumulate(some[order, 1])
         place = np.searchsorted(some[order, 0], others[:, 0], side="right") - 1
-        return (place >= 0) & (least[np.maximum(place, 0)] <= others[:, 1])
+        return np.asarray((place >= 0) & (least[np.maximum(place, 0)] <= others[:, 1]))
     if len(some) * len(others) <= _ALL_PAIRS:
-        return _pairs(some, others).any(axis=1)
+        return np.asarray(_pairs(some, others).any(axis=1))
     return _covered_by_parts(some, others)
 
 

@@ -18,9 +18,9 @@ def hypervolume(
 ) -> float:
     """Volume between `reference` and the front of `values` (Zitzler & Thiele 1998).
 
-    Two axes: a sweep, O(n log n). More: exclusive volumes one point at a time (WFG; While, Bradstreet
-    & Barone 2012), for fronts of some hundred points. Points with a non-finite value, and those that
-    are not better than the reference on every axis, add nothing.
+    Two axes: a sweep, O(n log n). More: exclusive volumes one point at a time (WFG; While,
+    Bradstreet & Barone 2012), for fronts of some hundred points. Points with a non-finite value,
+    and those that are not better than the reference on every axis, add nothing.
 
     Args:
       values: [points, axes].

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -20,9 +21,9 @@ from deepnarrow.plugins import LawForm
 
 HUBER_DELTA = 1e-3
 MAX_STEPS = 600
-COARSE_STEPS = 60
+COARSE_STARTS, COARSE_STEPS = 96, 60
 KEPT_STARTS = 10
-GENERIC_STARTS = 48
+GENERIC_STARTS, GENERIC_STEPS = 32, 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +34,13 @@ class LogSum:
       design: `design(log_inputs [inputs, points]) -> [terms, points, parameters]`.
       logs: the parameters that theta holds the logarithm of.
       delta: of Huber's loss on log y; infinite for least squares.
-      starts: `starts(log_inputs, log_y) -> [starts, parameters]`.
+      starts: `starts(log_inputs, log_y) -> [starts, parameters]`; None for one term, a line.
     """
 
     design: Callable[[np.ndarray], np.ndarray]
     logs: tuple[int, ...]
     delta: float
-    starts: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    starts: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def natural(self, theta: np.ndarray) -> np.ndarray:
         """[..., parameters] as the solver has them -> as the form names them."""
@@ -74,10 +75,6 @@ def _shape_design(logs: np.ndarray) -> np.ndarray:
     return _columns(logs.shape[1], 1, logs[0], aspect, aspect ** 2)[None]
 
 
-def _linear_starts(size: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda logs, log_y: np.zeros((1, size))
-
-
 def _floor_starts(logs: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     exponents = np.array([-2, -1, -0.5, -0.3, -0.1, -0.05, 0.05, 0.1, 0.3, 0.5, 1, 2])
     floors = log_y.min() + np.log([1e-4, 0.3, 0.6, 0.9, 0.99])
@@ -89,12 +86,13 @@ def _floor_starts(logs: np.ndarray, log_y: np.ndarray) -> np.ndarray:
 
 
 def _chinchilla_starts(logs: np.ndarray, log_y: np.ndarray) -> np.ndarray:
-    """A third of each term's scale at the centre of the data, over a grid of exponents and floors."""
+    """Terms that share the loss at the centre of the data, over a grid of exponents and floors."""
     centre = np.median(logs, axis=1)
     exponents = (0.05, 0.2, 0.35, 0.6, 1.0, 1.5)
     floors = log_y.min() + np.log([1e-2, 0.3, 0.7, 0.95])
     found = []
-    for alpha, beta, floor, share in itertools.product(exponents, exponents, floors, (0.2, 0.5, 0.8)):
+    shares = (0.2, 0.5, 0.8)
+    for alpha, beta, floor, share in itertools.product(exponents, exponents, floors, shares):
         rest = math.log(max(math.exp(np.median(log_y)) - math.exp(floor), 1e-6))
         found.append([rest + math.log(share) + alpha * centre[0],
                       rest + math.log(1 - share) + beta * centre[1], floor, alpha, beta])
@@ -102,28 +100,31 @@ def _chinchilla_starts(logs: np.ndarray, log_y: np.ndarray) -> np.ndarray:
 
 
 LOG_SUMS: Mapping[str, LogSum] = {
-    "power": LogSum(_power_design, (0,), math.inf, _linear_starts(2)),
+    "power": LogSum(_power_design, (0,), math.inf),
     "power_floor": LogSum(_floor_design, (0, 2), math.inf, _floor_starts),
     "chinchilla": LogSum(_chinchilla_design, (0, 1, 2), HUBER_DELTA, _chinchilla_starts),
-    "shape": LogSum(_shape_design, (0,), math.inf, _linear_starts(4)),
+    "shape": LogSum(_shape_design, (0,), math.inf),
 }
 
 
 def fit_log_sum(form: LogSum, logs: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     """The point estimate of theta, from many starts: a few steps from each, the best to the end."""
-    design, starts = form.design(logs), form.starts(logs, log_y)
-    if len(design) == 1:
+    design = form.design(logs)
+    if form.starts is None:
         return np.linalg.lstsq(design[0], log_y, rcond=None)[0]
-    ones = np.ones((1, len(log_y)))
-    theta, loss = solve(starts, design, log_y, np.repeat(ones, len(starts), 0), form.delta,
-                        COARSE_STEPS)
+    starts = form.starts(logs, log_y)
+    ones = np.ones((len(starts), len(log_y)))
+    loss = _local(starts, design, log_y, ones, form.delta)[0]
+    starts = starts[np.argsort(loss, kind="stable")[:COARSE_STARTS]]
+    theta, loss = solve(starts, design, log_y, ones[: len(starts)], form.delta, COARSE_STEPS)
     best = theta[np.argsort(loss, kind="stable")[:KEPT_STARTS]]
-    theta, loss = solve(best, design, log_y, np.repeat(ones, len(best), 0), form.delta)
+    theta, loss = solve(best, design, log_y, ones[: len(best)], form.delta)
     return theta[np.argmin(loss)]
 
 
 def log_sum(
-    theta: Float[np.ndarray, "batch parameters"], design: Float[np.ndarray, "terms points parameters"]
+    theta: Float[np.ndarray, "batch parameters"],
+    design: Float[np.ndarray, "terms points parameters"],
 ) -> tuple[Float[np.ndarray, "batch points"], Float[np.ndarray, "batch points parameters"]]:
     """Returns log y and its Jacobian for each row of `theta`."""
     terms, points, size = design.shape
@@ -220,12 +221,14 @@ def fit_generic(
             off = np.log(np.where(value > 0, value, np.nan)) - log_y
         return np.nan_to_num(off, nan=1e3, posinf=1e3, neginf=-1e3)
 
-    best = None
-    for start in starts:
-        found = least_squares(residual, start, x_scale=np.maximum(np.abs(start), 1e-3))
-        if best is None or found.cost < best.cost:
-            best = found
-    assert best is not None
+    def solved(start: np.ndarray, steps: int | None = None) -> Any:
+        scale = np.maximum(np.abs(start), 1e-3)
+        return least_squares(residual, start, x_scale=scale, max_nfev=steps)
+
+    coarse = [solved(start, GENERIC_STEPS) for start in starts] if len(starts) > 1 else []
+    coarse.sort(key=lambda found: found.cost)
+    fine = [solved(found.x) for found in coarse[:3]] or [solved(starts[0])]
+    best = min(fine, key=lambda found: found.cost)
     return best.x, best.jac
 
 

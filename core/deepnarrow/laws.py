@@ -1,8 +1,8 @@
 """Scaling laws fitted to a `Table`, with intervals, and refused where the data do not say.
 
-A point is a size: rows that share name and inputs are seeds of it and count once, as their mean. All
-fits are of log y. A fit that is not *identified* has no numbers: too few sizes, too short a span, or
-parameters that trade off against each other; `mend` says which runs would help.
+A point is a size: rows that share name and inputs are seeds of it and count once, as their mean.
+All fits are of log y. A fit that is not *identified* has no numbers: too few sizes, too short a
+span, or parameters that trade off against each other; `mend` says which runs would help.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ MIN_SPAN_TERMS = 1.0  # the same, for sums of several terms: a floor needs curva
 # Hoffmann et al.; above some hundreds the parameters of a sum trade off against each other.
 MAX_CONDITION = 500.0
 MAX_RATIO = 20.0  # of an exponent's bounds, in sums of several terms
-# Below, resampling points would leave too few of them: residuals are drawn from Student's t instead.
+# Below, resampling points would leave too few of them: residuals are drawn from Student's t
+# instead.
 MIN_CASES = 30
 EXTRAPOLATION = 10.0  # beyond this factor, drawn dashed and said
 HOLD_OUT = 0.2  # share of the largest sizes that a second fit has to predict
@@ -113,7 +114,7 @@ class Law:
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Sizes: `logs` [inputs, points] and `log_y` [points]; `cluster` [points] numbers the shapes."""
+    """Sizes: `logs` [inputs, points], `log_y` [points]; `cluster` [points] numbers the shapes."""
 
     logs: np.ndarray
     log_y: np.ndarray
@@ -223,7 +224,8 @@ def _too_little(form: LawForm, points: Points, law: Law) -> tuple[str, str] | No
         least = MIN_SPAN_TERMS if terms > 1 else MIN_SPAN
         distinct = len(np.unique(row.round(9)))
         if law.spans[name] < least:
-            return (f"span too short: {name} covers {law.spans[name]:.2f} decades, needs >= {least}",
+            covered = f"{name} covers {law.spans[name]:.2f} decades, needs >= {least}"
+            return (f"span too short: {covered}",
                     f"add sizes up to {name} = "
                     f"{law.ranges[name][0] * 10 ** least:.3g}")
         if distinct < 3:
@@ -266,7 +268,7 @@ def _fitted(form: LawForm, points: Points, law: Law, bootstrap: int, seed: int) 
     if wide is not None:
         return dataclasses.replace(law, reason=wide, mend=_mend_condition(form, law))
     law = dataclasses.replace(law, params=params, identified=True, sample=sample)
-    return dataclasses.replace(law, hold_out=_hold_out(form, points), flags=_flags(form, law),
+    return dataclasses.replace(law, hold_out=_hold_out(form, points), flags=_flags(law),
                                optimum=_optimum(law))
 
 
@@ -276,7 +278,8 @@ def _estimate(form: LawForm, points: Points) -> tuple[np.ndarray, np.ndarray]:
         return fit_generic(form, np.exp(points.logs), points.log_y, generic_starts(form))
     solver = LOG_SUMS[form.name]
     theta = fit_log_sum(solver, points.logs, points.log_y)
-    # Where an input is measured from only moves the intercepts, so it must not count as a trade-off.
+    # Where an input is measured from only moves the intercepts, so it must not count as a
+    # trade-off.
     centred = solver.design(points.logs - points.logs.mean(axis=1, keepdims=True))
     exponents = solver.design(points.logs) @ theta  # [terms, points]
     shares = np.exp(exponents - exponents.max(axis=0))
@@ -346,7 +349,7 @@ def _intervals(
         theta = np.linalg.lstsq(design, points.log_y, rcond=None)[0]
         half = float(stdtrit(freedom, tails[1])) * error
         bounds = _natural(form, np.stack([theta - half, theta + half]))
-    return {name: Interval(*(_plain(v) for v in (estimate[k], bounds[0, k], bounds[1, k])), method)
+    return {name: Interval(_plain(estimate[k]), _plain(bounds[0, k]), _plain(bounds[1, k]), method)
             for k, name in enumerate(form.parameters)}
 
 
@@ -368,8 +371,8 @@ def _too_wide(form: LawForm, params: Mapping[str, Interval]) -> str | None:
 def _mend_condition(form: LawForm, law: Law) -> str:
     if form.name == "chinchilla":
         (n_low, n_high), (d_low, d_high) = law.ranges["n"], law.ranges["d"]
-        return (f"vary d at fixed n: add n = {n_low:.3g} with d = {d_high:.3g}, and n = {n_high:.3g} "
-                f"with d = {d_low:.3g}")
+        return (f"vary d at fixed n: add n = {n_low:.3g} with d = {d_high:.3g}, and n = "
+                f"{n_high:.3g} with d = {d_low:.3g}")
     high = {name: law.ranges[name][1] for name in form.inputs}
     return "add sizes up to " + ", ".join(f"{name} = {10 * top:.3g}" for name, top in high.items())
 
@@ -388,12 +391,12 @@ def _hold_out(form: LawForm, points: Points) -> HoldOut | None:
                    float(np.mean(np.abs(np.expm1(np.clip(off, -50, 50))))))
 
 
-def _flags(form: LawForm, law: Law) -> tuple[str, ...]:
+def _flags(law: Law) -> tuple[str, ...]:
     found = [f"{name} spans only {span:.2f} decades" for name, span in law.spans.items()
              if span < 1 and name not in ("depth", "width")]
     exponent = law.params.get("exponent")
-    if exponent is not None and None not in (exponent.low, exponent.high) and \
-            exponent.low * exponent.high <= 0:  # type: ignore[operator]
+    if exponent is not None and exponent.low is not None and exponent.high is not None and \
+            exponent.low <= 0 <= exponent.high:
         found.append("the interval of the exponent holds 0: no trend is shown")
     floor = law.params.get("floor", law.params.get("E"))
     if floor is not None and (floor.low or 0) < 1e-3 * (floor.high or math.inf):
@@ -405,13 +408,16 @@ def _optimum(law: Law) -> Interval | None:
     """Of form `shape`: exp(-slope / (2 bend)), the depth / width where the quadratic turns."""
     if law.form != "shape" or not law.identified:
         return None
-    turn = [-law.params["aspect_slope"].estimate / (2 * law.params["aspect_bend"].estimate)]  # type: ignore[operator]
     slope, bend = law.sample[:, 2], law.sample[:, 3]
-    same = np.sign(bend) == np.sign(law.params["aspect_bend"].estimate)
+    known = (law.params["aspect_slope"].estimate, law.params["aspect_bend"].estimate)
+    if known[0] is None or not known[1]:
+        return None
+    turn = -known[0] / (2 * known[1])
+    same = np.sign(bend) == np.sign(known[1])
     if same.mean() < (1 + LEVEL) / 2:
         return None  # the bend's sign is not known, so whether there is an optimum is not either
     low, high = np.quantile(-slope[same] / (2 * bend[same]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    middle, low, high = (math.exp(min(max(v, -700), 700)) for v in (turn[0], low, high))
+    middle, low, high = (math.exp(min(max(v, -700), 700)) for v in (turn, low, high))
     return Interval(middle, low, high, "percentile, t on residuals")
 
 
@@ -421,10 +427,14 @@ def _alpha(table: Table, law: Law, direction: str) -> Alpha:
     sign = -1 if sum(minimised) == 1 else 1
     exponent = law.params["exponent"]
     low, high = (exponent.low, exponent.high) if sign > 0 else (exponent.high, exponent.low)
-    value = Interval(*(None if v is None else sign * v for v in (exponent.estimate, low, high)),
+    value = Interval(_times(sign, exponent.estimate), _times(sign, low), _times(sign, high),
                      exponent.method)
     return Alpha(f"alpha_{_axis_letter(x)},{_axis_letter(law.y)}", value, sign,
                  f"slope of ln({law.y}) against ln({x}), times {sign:+d}")
+
+
+def _times(sign: int, value: float | None) -> float | None:
+    return None if value is None else sign * value
 
 
 def _axis_letter(column: str) -> str:
@@ -432,7 +442,7 @@ def _axis_letter(column: str) -> str:
         return "P"
     if "flops" in column.lower():
         return "F"
-    if column.startswith("upstream/") or "/" not in column and column in ("loss", "perplexity"):
+    if column.startswith("upstream/") or ("/" not in column and column in ("loss", "perplexity")):
         return "U"
     return "D" if "/" in column else column
 
@@ -440,7 +450,7 @@ def _axis_letter(column: str) -> str:
 def predict(
     form: LawForm, law: Law, inputs: np.ndarray, level: float = LEVEL
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns y, its bounds, and where it is extrapolated beyond `EXTRAPOLATION` x the largest input.
+    """Returns y, its bounds, and where it is beyond `EXTRAPOLATION` x the largest fitted input.
 
     Args:
       form: of the law.
@@ -453,5 +463,5 @@ def predict(
     drawn = np.array([form.predict(row, given) for row in law.sample])  # [draws, points]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     tops = np.array([law.ranges[name][1] for name in form.inputs])
-    far = (inputs > EXTRAPOLATION * tops[:, None]).any(axis=0)
-    return middle, low, high, far
+    far = (inputs > EXTRAPOLATION * tops[:, None] * (1 + 1e-9)).any(axis=0)
+    return middle, low, high, np.asarray(far)

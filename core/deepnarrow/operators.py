@@ -1,7 +1,7 @@
 """Which operator made a shape, and what it gains over the reference family at the same cost.
 
-The *reference family* of a domain are the shapes without operators (presets: tiny, mini, small ...),
-or those that a pattern names. Its curve joins their means by straight lines over log cost. An
+The *reference family* of a domain are the shapes without operators (presets: tiny, mini, small
+...), or those that a pattern names. Its curve joins their means by straight lines over log cost. An
 operator's *effect* is the quality of its shapes minus that curve at the same cost, better being
 positive, inside the curve's range only: nothing is extrapolated. Both are weighted sums of the
 shapes' means, so their intervals are exact pooled-t ones (`bootstrap.contrasts`).
@@ -112,12 +112,17 @@ def family_of(
     is_deep = (_matching(deep, shapes.names, "--deep") if deep is not None else
                _deep(fields, places, is_reference, bases, operators, shapes.names))
     return Family(
-        domain, *(tuple(one[i] for i in known) for one in (shapes.names, bases, operators)),
-        places[known], _pick(scores, known), 1.0 if direction == "max" else -1.0,
-        restrict(noise, known) if noise else None, is_reference[known],
-        is_deep[known] & ~(is_reference[known] & (curve == FAMILY)),
-        fields.get("depth", np.full(len(places), math.nan))[known], curve,
-        tuple(name for i, name in enumerate(shapes.names) if i not in set(known.tolist())))
+        domain=domain, names=_at(shapes.names, known), base=_at(bases, known),
+        operator=_at(operators, known), cost=places[known], scores=_pick(scores, known),
+        sign=1.0 if direction == "max" else -1.0, noise=restrict(noise, known) if noise else None,
+        reference=is_reference[known],
+        deep=is_deep[known] & ~(is_reference[known] & (curve == FAMILY)),
+        depth=fields.get("depth", np.full(len(places), math.nan))[known], curve=curve,
+        left_out=_at(shapes.names, np.setdiff1d(np.arange(len(places)), known)))
+
+
+def _at(values: Sequence[str], places: np.ndarray) -> tuple[str, ...]:
+    return tuple(values[i] for i in places.tolist())
 
 
 def _pick(scores: SeedValues, places: np.ndarray) -> SeedValues:
@@ -191,7 +196,8 @@ def _deep(
             order = np.flatnonzero(usable)[np.argsort(cost[usable])]
             expected = np.interp(np.log(cost), np.log(cost[order]), aspect[order])
             return np.nan_to_num(aspect - expected, nan=-1.0) > math.log(DEEPER)
-    # Without fields: more layers cost more than the base has; operators on anything else are unknown.
+    # Without fields: more layers cost more than the base has; operators on anything else are
+    # unknown.
     places = {name: i for i, name in enumerate(names)}
     found = []
     for i, name in enumerate(names):

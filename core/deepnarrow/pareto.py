@@ -56,8 +56,8 @@ class FrontPoint:
       on_any_front: not dominated on at least one cost for at least one quality of those asked for
         (the definition of Tay et al. 2022).
       membership: probability that it is on the front of the true means; None with one seed.
-      margin: quality by which it beats the best shape that costs no more, better being positive: the
-        sign decides membership. None with one seed, or where nothing costs as little.
+      margin: quality by which it beats the best shape that costs no more, better being positive:
+        the sign decides membership. None with one seed, or where nothing costs as little.
     """
 
     name: str
@@ -292,7 +292,8 @@ def _joint(
     scores = [seed_values(table, shapes, name) for name, _ in chosen]
     values = np.column_stack([*(mean_by_shape(table, shapes, cost) for cost in costs),
                               *(one.mean for one in scores)])  # [shapes, axes]
-    known = np.isfinite(values).all(axis=1)
+    known = np.asarray(np.isfinite(values).all(axis=1))
+    draws = max(50, min(draws, MAX_DRAWN // len(values)))
     mask = front_mask(values, ways)
     noises = [uncertain(one) for one in scores] if known.any() else [None]
     share = np.zeros(len(values))

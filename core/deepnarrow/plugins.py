@@ -79,8 +79,8 @@ class LawForm:
     Attributes:
       name: for `deepnarrow fit --form`.
       parameters: their names.
-      predict: `predict(params, x) -> y [points]`: `params` are numbers in the order of `parameters`,
-        `x` is [points] with one input, [inputs, points] with several; y is positive.
+      predict: `predict(params, x) -> y [points]`: `params` are numbers in the order of
+        `parameters`, `x` is [points] with one input, [inputs, points] with several; y is positive.
       source: where the form comes from.
       inputs: what it needs: `x`, `n` and `d` are named on the command line; any other is the column
         of that name.

@@ -10,8 +10,15 @@ import itertools
 
 import numpy as np
 
-from deepnarrow.bootstrap import DRAWS, LEVEL, SEED, Interval, contrasts, corrected_percentiles, \
-    draw_means
+from deepnarrow.bootstrap import (
+    DRAWS,
+    LEVEL,
+    SEED,
+    Interval,
+    contrasts,
+    corrected_percentiles,
+    draw_means,
+)
 from deepnarrow.compare import kendall_tau
 from deepnarrow.operators import Contrasts, Family, effect_contrasts
 

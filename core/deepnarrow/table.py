@@ -16,9 +16,16 @@ from jaxtyping import Bool, Float, Int
 
 from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten, suggest
-from deepnarrow.records import COSTS, Record, latest
+from deepnarrow.records import COSTS, MetricRow, Record, latest
 from deepnarrow.shape import FIELD_LIMITS
-from deepnarrow.summary import STEP_TIME, machine, quality_order, seed_qualities, shape_table
+from deepnarrow.summary import (
+    STEP_TIME,
+    machine,
+    quality_name,
+    quality_order,
+    seed_qualities,
+    shape_table,
+)
 
 # What "params" and "flops" stand for where a table has no such column: a shape's own size, without
 # the table of embeddings.
@@ -62,8 +69,8 @@ class Table:
 
 
 def from_records(records: Iterable[Record]) -> Table:
-    """Returns one row a trial, with the columns of `records.COSTS`, the fields of the shape, `depth`
-    (layers of all stacks), `width` (d_model), `machine`, `budget_kind`, and every quality.
+    """Returns one row a trial, with the columns of `records.COSTS`, the fields of the shape,
+    `depth` (layers of all stacks), `width` (d_model), `machine`, `budget_kind`, and every quality.
 
     Raises:
       InputError: settings of several studies are mixed (see `summary.shape_table`).
@@ -71,7 +78,8 @@ def from_records(records: Iterable[Record]) -> Table:
     trials = latest(records)
     labels = {(row.modality, row.architecture, row.name): row.label for row in shape_table(trials)}
     found = [seed_qualities(record) for record in trials]
-    directions = {name: way for one in found for name, (way, _) in one.items()}
+    directions: dict[str, Direction] = {
+        name: way for one in found for name, (way, _) in one.items()}
     qualities = tuple(sorted(directions, key=quality_order))
     done = np.array([record.status == "done" for record in trials], dtype=bool)
     columns: dict[str, np.ndarray] = {
@@ -101,9 +109,6 @@ def _budget_kind(record: Record) -> str:
 def _outcomes(
     trials: Sequence[Record], qualities: Sequence[str]
 ) -> dict[str, tuple[np.ndarray | None, ...]]:
-    from deepnarrow.records import MetricRow
-    from deepnarrow.summary import quality_name
-
     found: dict[str, list[np.ndarray | None]] = {name: [None] * len(trials) for name in qualities}
     for i, record in enumerate(trials):
         by_name: dict[str, list[tuple[float, ...]]] = {}
@@ -141,18 +146,21 @@ def concat(tables: Sequence[Table]) -> Table:
                                                dtype=object if is_text else np.float64))
             for one in tables])
     with_outcomes = dict.fromkeys(name for one in tables for name in one.outcomes)
+    written = dict.fromkeys(name for one in tables for name in one.non_finite)
     return Table(
-        columns, *(np.concatenate([getattr(one, part) for one in tables])
-                   for part in ("domain", "name", "seed", "done")),
-        {name: np.concatenate([one.non_finite.get(name, np.zeros(len(one), dtype=bool))
-                               for one in tables]) for name in dict.fromkeys(
-            name for one in tables for name in one.non_finite)},
-        tuple(dict.fromkeys(name for one in tables for name in one.costs)),
-        tuple(dict.fromkeys(name for one in tables for name in one.qualities)),
-        {name: way for one in tables for name, way in one.directions.items()},
-        {name: tuple(row for one in tables
-                     for row in one.outcomes.get(name, (None,) * len(one)))
-         for name in with_outcomes})
+        columns=columns, domain=np.concatenate([one.domain for one in tables]),
+        name=np.concatenate([one.name for one in tables]),
+        seed=np.concatenate([one.seed for one in tables]),
+        done=np.concatenate([one.done for one in tables]),
+        non_finite={name: np.concatenate([
+            one.non_finite.get(name, np.zeros(len(one), dtype=bool)) for one in tables])
+            for name in written},
+        costs=tuple(dict.fromkeys(name for one in tables for name in one.costs)),
+        qualities=tuple(dict.fromkeys(name for one in tables for name in one.qualities)),
+        directions={name: way for one in tables for name, way in one.directions.items()},
+        outcomes={name: tuple(row for one in tables
+                              for row in one.outcomes.get(name, (None,) * len(one)))
+                  for name in with_outcomes})
 
 
 def _one_name_a_cost(tables: Sequence[Table]) -> list[Table]:

@@ -14,13 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from deepnarrow.errors import InputError
 from deepnarrow.dominance import front_mask
+from deepnarrow.errors import InputError
 from deepnarrow.pareto import FRONT_COSTS
 from deepnarrow.pareto import fronts as table_fronts
+from deepnarrow.records import MetricRow, Record
 from deepnarrow.summary import Quality, quality_name, shape_table, summarize
 from deepnarrow.table import from_records
-from deepnarrow.records import MetricRow, Record
 
 SHAPE = {"num_encoder_layers": 2, "num_decoder_layers": 0, "d_model": 64, "d_ff": 256, "d_kv": 16,
          "num_heads": 4, "share_heads": False, "share_kv": False}

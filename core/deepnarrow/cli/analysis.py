@@ -8,9 +8,11 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from deepnarrow.cli import claims
 from deepnarrow.cli.output import Output
+from deepnarrow.cli.parser import number
 from deepnarrow.errors import InputError, shorten
 from deepnarrow.records import Record
 
@@ -53,7 +55,8 @@ def load_table(sources: Sequence[str], by: str | None = None) -> Table:
     if table is None or not table.done.any():
         raise InputError(", ".join(f"source '{shorten(source)}'" for source in sources),
                          "no finished runs",
-                         hint="deepnarrow status WORKDIR says how far a study is; a table needs rows")
+                         hint="deepnarrow status WORKDIR says how far a study is; a table needs "
+                              "rows")
     return table
 
 
@@ -84,6 +87,8 @@ def pareto(options: argparse.Namespace) -> Output:
     from deepnarrow.pareto import fronts, joint_fronts
     from deepnarrow.report.terminal import joint_tables, pareto_tables
 
+    if options.joint and options.claims:
+        raise InputError("--claims", "is about one cost and one quality", hint="leave out --joint")
     costs = [axis("--cost", text) for text in options.cost]
     qualities = [axis("--quality", text) for text in options.quality]
     for name, direction in costs:
@@ -93,10 +98,22 @@ def pareto(options: argparse.Namespace) -> Output:
     table = load_table(options.sources)
     names = [name for name, _ in costs] or default_costs(table)
     chosen = qualities or default_qualities(table)
-    found = joint_fronts(table, names, chosen) if options.joint else fronts(table, names, chosen)
-    made = joint_tables(found) if options.joint else pareto_tables(found)
-    return Output({"fronts": [dataclasses.asdict(front) for front in found]},
-                  lambda console: _show(console, made))
+    if options.joint:
+        joint = joint_fronts(table, names, chosen)
+        return Output({"fronts": [dataclasses.asdict(front) for front in joint]},
+                      lambda console: _show(console, joint_tables(joint)))
+    found = fronts(table, names, chosen)
+    document: dict[str, Any] = {"fronts": [dataclasses.asdict(front) for front in found]}
+    if not options.claims:
+        return Output(document, lambda console: _show(console, pareto_tables(found)))
+    made = claims.claims_of(table, found, number("--margin", options.margin))
+    document["claims"] = claims.document(made)
+
+    def show(console: Console) -> None:
+        _show(console, pareto_tables(found))
+        claims.show(console, made)
+
+    return Output(document, show)
 
 
 def axis(flag: str, text: str) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.cli.analysis import axis, load_table
+from deepnarrow.cli.claims import interval
 from deepnarrow.cli.output import Output, table
 from deepnarrow.cli.parser import number
 from deepnarrow.errors import InputError, shorten
@@ -16,7 +17,6 @@ from deepnarrow.errors import InputError, shorten
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deepnarrow.bootstrap import Interval
     from deepnarrow.compare import Comparison
     from deepnarrow.table import Table
 
@@ -139,7 +139,7 @@ def _show(console: Console, made: Comparison, beside: Comparison | None) -> None
     operators.sort(key=lambda name: -max(
         (by_place[d, name].estimate or -math.inf) for d in domains if (d, name) in by_place))
     columns = [f"{domain} ({made.qualities[domain][0]}):" for domain in domains]
-    rows = [(name, *(_interval(by_place.get((domain, name))) for domain in domains))
+    rows = [(name, *(interval(by_place.get((domain, name))) for domain in domains))
             for name in operators]
     console.print(table(["operator", *columns], rows, "Effect of each operator at equal "
                         f"{made.cost}, better is positive [90% interval]"))
@@ -168,11 +168,3 @@ def _show_tau(console: Console, made: Comparison) -> None:
         return
     console.print(f"Kendall's tau-b of {len(tau.operators)} shared operators: {tau.estimate:.2f} "
                   f"[{tau.low:.2f}, {tau.high:.2f}], p = {tau.p:.3g} ({tau.method})", markup=False)
-
-
-def _interval(one: Interval | None) -> str:
-    if one is None or one.estimate is None:
-        return "–"
-    if one.low is None or one.high is None:
-        return f"{one.estimate:+.4g}"
-    return f"{one.estimate:+.4g} [{one.low:+.4g}, {one.high:+.4g}]"

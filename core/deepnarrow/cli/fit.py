@@ -89,9 +89,9 @@ def _show(console: Console, law: Law) -> None:
     if law.mend:
         console.print(f"to mend it: {law.mend}", markup=False)
     if law.hold_out is not None and law.identified:
-        console.print(f"without the largest {law.hold_out.points} of {law.sizes}, a fit misses them "
-                      f"by {law.hold_out.error:.2%} on average, {law.hold_out.factor:.3g}x beyond "
-                      "what it saw", markup=False)
+        console.print(f"without the largest {law.hold_out.points} of {law.sizes}, a fit misses "
+                      f"them by {law.hold_out.error:.2%} on average, {law.hold_out.factor:.3g}x "
+                      "beyond what it saw", markup=False)
     for flag in law.flags:
         console.print(f"note: {flag}", markup=False)
     if law.non_finite:

@@ -259,8 +259,8 @@ def _pareto(parser: Parser) -> None:
                         help="one front over all costs and qualities together")
 
 
-    parser.add_argument("--claims", action="store_true", help="what the fronts say: matches, savings "
-                        "at equal quality, gains of operators, where depth stops paying")
+    parser.add_argument("--claims", action="store_true", help="what the fronts say: matches, "
+                        "savings at equal quality, gains of operators, where depth stops paying")
     parser.add_argument("--margin", metavar="VALUE", action=Once, default="0.01",
                         help="of --claims: what counts as equal quality (default: 0.01)")
 
@@ -272,7 +272,8 @@ def _fit(parser: Parser) -> None:
     parser.add_argument("--y", metavar="NAME[:min|max]", action=Once, required=True,
                         help="the column to predict, e.g. upstream/loss")
     parser.add_argument("--x", metavar="NAME", action=Once, help="column, e.g. flops")
-    parser.add_argument("--n", metavar="NAME", action=Once, help="column of parameters (chinchilla)")
+    parser.add_argument("--n", metavar="NAME", action=Once,
+                        help="column of parameters (chinchilla)")
     parser.add_argument("--d", metavar="NAME", action=Once, help="column of tokens (chinchilla)")
     parser.add_argument("--bootstrap", metavar="N", action=Once, default="1000",
                         help="resamples for the intervals (default: 1000)")
@@ -282,8 +283,8 @@ def _fit(parser: Parser) -> None:
 
 
 def _by(parser: Parser) -> None:
-    parser.add_argument("--by", metavar="COLUMN", action=Once, help="column of a file that says the "
-                        "domain (default: domain, else modality)")
+    parser.add_argument("--by", metavar="COLUMN", action=Once, help="column of a file that says "
+                        "the domain (default: domain, else modality)")
 
 
 def _compare(parser: Parser) -> None:
