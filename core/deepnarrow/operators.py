@@ -122,7 +122,7 @@ def family_of(
 
 
 def _at(values: Sequence[str], places: np.ndarray) -> tuple[str, ...]:
-    return tuple(values[i] for i in places.tolist())
+    return tuple([values[int(i)] for i in places])
 
 
 def _pick(scores: SeedValues, places: np.ndarray) -> SeedValues:

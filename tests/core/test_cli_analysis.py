@@ -195,7 +195,8 @@ def test_compare_json(run, tmp_path, factor, tau):
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
-    (["--by", "dom"], "has no such column (got dom"), (["--margin", "-1"], "--margin: is not a pos"),
+    (["--by", "dom"], "has no such column (got dom"),
+    (["--margin", "-1"], "--margin: is not a pos"),
     (["--saving", "1.5"], "--saving: is not below 1"), (["--quality", "accurac"], "accuracy?"),
     (["--quality", "sound=accuracy"], "no rows of this domain (got sound; expected one of text"),
     (["--cost", "params:max"], "a cost is better where it is less"),

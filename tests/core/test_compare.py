@@ -12,7 +12,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepnarrow import agreement, compare as compare_module
+from deepnarrow import agreement
+from deepnarrow import compare as compare_module
 from deepnarrow.agreement import agreements, spearman
 from deepnarrow.bootstrap import Interval
 from deepnarrow.claims import depth_limits, front_cost, front_quality, gains, matches, savings
@@ -215,7 +216,7 @@ def test_fewer_than_five_shared_operators_give_tau_and_no_verdict():
 def test_mixed_budgets_and_single_domains_are_refused():
     rows = study() + study("vision")
     kinds = texts("tokens" if r[0] == "text" else "examples" for r in rows)
-    with pytest.raises(InputError, match="budgets of different kinds.*examples, tokens"):
+    with pytest.raises(InputError, match=r"budgets of different kinds.*examples, tokens"):
         compare(table(rows, budget_kind=kinds), "params", QUALITIES)
     with pytest.raises(InputError, match="one domain only"):
         compare(table(study()), "params", QUALITIES)
@@ -328,7 +329,7 @@ def test_pairs_that_turn_around_beyond_noise():
         for s in range(4):
             rows.append(("text", name, s, 1.0, up + 0.01 * rng.standard_normal()))
             down.append(transfer + 0.01 * rng.standard_normal())
-    both_ = table(rows, **{"glue": np.array(down)})
+    both_ = table(rows, glue=np.array(down))
     found, = agreements(both_, ("quality", "max"), [("glue", "max")])
     turned = {(one.upstream_better, one.downstream_better) for one in found.inversions}
     assert turned == {("wide", "wide-nl8"), ("wide", "wide-nh4")}

@@ -1,4 +1,4 @@
-"""Planted laws come back, published ones have the published form, and what is not known is refused."""
+"""Planted laws come back, intervals are the textbook ones, and what is not known is refused."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_values_that_cannot_be_fitted_are_named(columns, message):
 def test_a_law_is_of_one_domain():
     x = 10 ** np.linspace(3, 6, 10)
     both = table(domain=["a", "b"] * 5, x=x, y=x)
-    with pytest.raises(InputError, match="--domain: is missing.*one of a, b"):
+    with pytest.raises(InputError, match=r"--domain: is missing.*one of a, b"):
         fit(both, POWER, {"x": "x"}, "y")
     assert fit(both, POWER, {"x": "x"}, "y", domain="a").sizes == 5
     with pytest.raises(InputError, match="no rows of this domain"):
