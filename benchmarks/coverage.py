@@ -6,8 +6,9 @@ shapes.
 Every study draws true means of `shapes` shapes (half of them a reference family on a line over log
 cost, half deep-narrow ones between them; each with an effect of its own), adds Gaussian noise of
 `seeds` training seeds, and calls the library as the commands do. The truth of each number is the
-same function of the true means. Two processes, minutes. Nothing here is tuned to the outcome: noise
-and effects are fixed below, and every figure is printed.
+same function of the true means. Two processes, minutes; with `--json`, what is done is kept and a
+second call goes on. Nothing here is tuned to the outcome: noise and effects are fixed below, and
+every figure is printed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepnarrow import files
 from deepnarrow.bootstrap import Interval, contrasts
 from deepnarrow.claims import front_cost, gains, savings
 from deepnarrow.compare import MARGIN, SAVING, judge
@@ -31,8 +33,9 @@ from deepnarrow.operators import Family, curve_weights, effect_contrasts, family
 from deepnarrow.pareto import fronts, margin_of
 from deepnarrow.table import Table
 
-SHAPES = (4, 8, 16)
+SHAPES = (4, 8, 12)  # of the shipped configs: quickstart 4, the paper's grid 12
 SEEDS = (2, 3, 5)
+BATCH = 50  # studies a process takes at a time
 SLOPE = 0.04  # of quality over log2 cost
 SHAPE_SD, SEED_SD, DEEP = 0.01, 0.006, 0.02  # effects of shapes, of seeds; of being deep-narrow
 EXPONENT, LOG_SD = -0.1, 0.01
@@ -169,24 +172,41 @@ def cell(arguments: tuple[int, int, range]) -> dict[str, tuple[float, int]]:
 
 
 def main() -> None:
-    """Runs all cells and prints one table."""
+    """Runs the cells that are not done and prints one table of all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=500)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    cells = list(itertools.product(SHAPES, SEEDS))
+    done: dict[str, dict[str, tuple[float, int]]] = {}
+    if options.json and options.json.exists():
+        done = json.loads(options.json.read_text())
+    parts = {f"{k} shapes, {n} seeds, studies {first}+": (
+        k, n, range(first, min(first + BATCH, options.studies)))
+        for k, n in itertools.product(SHAPES, SEEDS)
+        for first in range(0, options.studies, BATCH)}
+    todo = [name for name in parts if name not in done]
     with ProcessPoolExecutor(2) as pool:
-        results = dict(zip(cells, pool.map(
-            cell, [(k, n, range(options.studies)) for k, n in cells]), strict=True))
-    names = sorted({what for one in results.values() for what in one})
-    print("| what | " + " | ".join(f"{k} shapes, {n} seeds" for k, n in cells) + " |")
-    print("|---|" + "---|" * len(cells))
-    for what in names:
-        shown = [one.get(what) for one in results.values()]
+        for name, made in zip(todo, pool.map(cell, [parts[one] for one in todo]), strict=True):
+            done[name] = made
+            if options.json:
+                files.write_json(options.json, done)
+    show(done)
+
+
+def show(done: dict[str, dict[str, tuple[float, int]]]) -> None:
+    """Prints shares with the number of intervals, a column a cell."""
+    columns: dict[str, dict[str, tuple[float, int]]] = {}
+    for name, made in done.items():
+        column = columns.setdefault(name.partition(", studies")[0], {})
+        for what, (inside, count) in made.items():
+            before = column.get(what, (0.0, 0))
+            column[what] = (before[0] + inside, before[1] + count)
+    print("| what | " + " | ".join(columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    for what in sorted({what for one in columns.values() for what in one}):
+        shown = [one.get(what) for one in columns.values()]
         print(f"| {what} | " + " | ".join(
             "–" if one is None else f"{one[0] / one[1]:.3f} ({one[1]})" for one in shown) + " |")
-    if options.json:
-        options.json.write_text(json.dumps({f"{k}x{n}": one for (k, n), one in results.items()}))
 
 
 if __name__ == "__main__":
