@@ -5,7 +5,7 @@ from __future__ import annotations
 from deepnarrow.hookspecs import hookimpl
 from deepnarrow.modality import AnyArchitecture
 from deepnarrow.ops import CORE_OPS, ShapeOp
-from deepnarrow.plugins import Launcher, Strategy
+from deepnarrow.plugins import Launcher, LawForm, Strategy
 
 
 @hookimpl
@@ -28,6 +28,14 @@ def deepnarrow_register_strategies() -> list[Strategy]:
     from deepnarrow.strategies import STRATEGIES
 
     return list(STRATEGIES)
+
+
+@hookimpl
+def deepnarrow_register_law_forms() -> list[LawForm]:
+    """power, power_floor, chinchilla, shape."""
+    from deepnarrow.lawforms import FORMS
+
+    return list(FORMS)
 
 
 @hookimpl

@@ -1,311 +1,64 @@
-"""Pareto fronts over records: which shapes are worth their cost. numpy only, never JAX.
+"""Pareto fronts over a `Table`, with uncertainty: which shapes are worth their cost.
 
-Every number here is a mean over training seeds. Seeds of other kinds (shots, fine-tuning) are
-averaged within a training seed first: their spread says how noisy a probe is, not how much training
-varies.
+Every number is a mean over training seeds. A shape's *membership* is the probability that it is on
+the front of the true means, given the noise of the seeds (and of the evaluation examples, where
+records hold them): the share of draws of `bootstrap.draw_means` that put it there. Costs are taken
+as known.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import statistics
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from deepnarrow.errors import InputError, shorten, suggest
-from deepnarrow.records import COSTS, MetricRow, Origin, Record, Status, latest
+from deepnarrow.bootstrap import (
+    DRAWS,
+    Interval,
+    Uncertain,
+    corrected_percentiles,
+    draw_means,
+    restrict,
+    uncertain,
+)
+from deepnarrow.dominance import Direction, front_mask
+from deepnarrow.hypervolume import hypervolume
+from deepnarrow.summary import STEP_TIME
+from deepnarrow.table import (
+    SeedValues,
+    Shapes,
+    Table,
+    count_non_finite,
+    direction_of,
+    domains,
+    find_column,
+    mean_by_shape,
+    seed_values,
+    select,
+    shapes_of,
+)
 
-Direction = Literal["min", "max"]
 FRONT_COSTS = ("params_non_embedding", "flops_forward_per_example", "step_time_s")
-STEP_TIME = "step_time_s"
-# Rows of stages few_shot and fine_tune that no features went into: chance is 1 / classes, majority
-# the share of the commonest class.
-REFERENCES = ("chance", "majority")
-CHOSEN = ("l2",)  # settings that were chosen; how strong a probe's ridge was is no quality
-# Scores of the split that choices are made on stand in the records; quality is the test split's.
-SELECTION = "validation/"
-ONE_AT_A_TIME = "these records mix studies with different settings; analyse them one at a time"
+JOINT_DRAWS = 500
+MAX_DRAWN = 40_000_000  # numbers drawn for one front
+# Volumes of larger fronts of more than two axes take minutes, and nobody reads them.
+MAX_JOINT_VOLUME = 300
 
 
-# --- fronts of plain numbers ---------------------------------------------------------------------
-def front_mask(
-    values: Float[np.ndarray, "points axes"], directions: Sequence[Direction]
-) -> Bool[np.ndarray, " points"]:
-    """Marks the points that no other point dominates.
-
-    A point dominates another if it is at least as good on every axis and better on one; so equal
-    points are on the front together, and an axis on which all points agree decides nothing. Points
-    with a non-finite value are off the front. O(n log n) for one and two axes that vary.
-
-    Args:
-      values: [points, axes], any mixture of costs and qualities.
-      directions: for each axis, whether less ("min") or more ("max") is better.
-
-    Returns:
-      [points], True on the front.
-
-    Raises:
-      InputError: `values` is not a table with a column for each direction.
-
-    >>> front_mask(np.array([[1, 0.5], [2, 0.9], [3, 0.8]]), ["min", "max"]).tolist()
-    [True, True, False]
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or values.shape[1] != len(directions) or not len(directions):
-        raise InputError("front", "values are not one column a direction", got=values.shape,
-                         expected=f"[points, {len(directions) or '>= 1'}]")
-    unknown = sorted(set(directions) - {"min", "max"})
-    if unknown:
-        raise InputError("front", "unknown direction", got=unknown[0], expected="min or max")
-    finite = np.isfinite(values).all(axis=1)  # [points, axes] -> [points]
-    signs = np.where(np.array(directions) == "min", 1.0, -1.0)
-    # Adding 0.0 turns -0.0 into 0.0, which it equals.
-    costs = values[finite] * signs + 0.0  # [points, axes] -> [finite points, axes]
-    mask = np.zeros(len(values), dtype=bool)
-    if len(costs):
-        costs = costs[:, (costs != costs[0]).any(axis=0)]  # constant axes drop out
-        mask[finite] = _front_of_costs(costs)
-    return mask
-
-
-def _front_of_costs(costs: np.ndarray) -> np.ndarray:
-    """[points, axes] -> [points]: the front where less is better; one point or more."""
-    if costs.shape[1] == 0:
-        return np.ones(len(costs), dtype=bool)
-    if costs.shape[1] == 1:
-        return costs[:, 0] == costs.min()
-    return _front_of_two(costs) if costs.shape[1] == 2 else _front_of_many(costs)
-
-
-def _front_of_two(costs: np.ndarray) -> np.ndarray:
-    order = np.argsort(costs[:, 0])
-    x, y = costs[order].T  # [points, 2] -> 2 x [points]
-    first = np.flatnonzero(np.r_[True, x[1:] != x[:-1]])  # [points] -> [distinct x]
-    best = np.minimum.reduceat(y, first)  # the least y of each x
-    before = np.r_[np.inf, np.minimum.accumulate(best)[:-1]]  # the least y of any smaller x
-    column = np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(x)]))  # -> [points]
-    mask = np.empty(len(costs), dtype=bool)
-    mask[order] = (y == best[column]) & (best < before)[column]
-    return mask
-
-
-def _front_of_many(costs: np.ndarray) -> np.ndarray:
-    # In lexicographic order only an earlier point can dominate a later one, so the front grows and
-    # each distinct point is compared with it once: O(points x front).
-    distinct, place = np.unique(costs, axis=0, return_inverse=True)
-    front = np.empty_like(distinct)
-    on_front = np.zeros(len(distinct), dtype=bool)
-    size = 0
-    for i, point in enumerate(distinct):
-        if not (front[:size] <= point).all(axis=1).any():  # [front, axes] -> [front]
-            front[size], on_front[i] = point, True
-            size += 1
-    return on_front[place.reshape(-1)]
-
-
-# --- one row a shape -----------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class Quality:
-    """A quality of one shape over training seeds.
-
-    Attributes:
-      direction: whether less or more is better.
-      mean: over training seeds; None where no seed has a finite value.
-      sd: sample standard deviation over training seeds; None below two.
-      n: training seeds with a finite value.
-    """
-
-    direction: Direction
-    mean: float | None
-    sd: float | None
-    n: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ShapeRow:
-    """One shape of one modality and architecture, over its training seeds.
-
-    Attributes:
-      modality, architecture, name: what the records say.
-      shape: the eight fields.
-      label: `name`, with the architecture before it where the modality has several.
-      statuses: number of trials by status.
-      costs: mean over the done trials that know it; None where none does.
-      step_times: median step time by machine ("device on host"); machines never share a time axis.
-      qualities: by name, e.g. `upstream/loss`, `digits/few_shot@5`, `digits/fine_tune`.
-    """
-
-    modality: str
-    architecture: str
-    name: str
-    shape: Mapping[str, int | bool]
-    label: str
-    statuses: Mapping[Status, int]
-    costs: Mapping[str, float | None]
-    step_times: Mapping[str, float]
-    qualities: Mapping[str, Quality]
-
-
-def quality_name(row: MetricRow) -> str:
-    """Names what `row` measures: `upstream/METRIC`, `TASK/few_shot@SHOTS` or `TASK/fine_tune`.
-
-    The two stages of transfer are accuracies; another metric of a task follows its name.
-
-    >>> quality_name(MetricRow("few_shot", "digits", "accuracy", "max", 0.9, shots=5))
-    'digits/few_shot@5'
-    >>> quality_name(MetricRow("fine_tune", "squad", "f1", "max", 0.9))
-    'squad/fine_tune/f1'
-    """
-    if row.stage == "upstream":
-        return f"upstream/{row.metric}"
-    name = f"{row.task}/{row.stage}" + (f"@{row.shots}" if row.shots is not None else "")
-    return name if row.metric == "accuracy" else f"{name}/{row.metric}"
-
-
-def is_quality(row: MetricRow) -> bool:
-    """True for rows that say how good a model is, not what guessing gets or choices rest on."""
-    return row.metric not in (*REFERENCES, *CHOSEN) and not row.metric.startswith(SELECTION)
-
-
-def headline_qualities(names: Iterable[str]) -> list[str]:
-    """Every quality, but of the probes of one task only the one with the most shots.
-
-    >>> headline_qualities(["digits/few_shot@5", "upstream/loss", "digits/few_shot@10"])
-    ['upstream/loss', 'digits/few_shot@10']
-    """
-    last: dict[str, str] = {}
-    for name in sorted(names, key=quality_order):
-        last[re.sub(r"@\d+", "@", name)] = name
-    return list(last.values())
-
-
-def summarize(records: Iterable[Record], origin: Origin = "pretrained") -> dict[str, Quality]:
-    """Returns the qualities of `records`, done trials of one shape, each a training seed of it.
-
-    Args:
-      records: the trials; those not done are left out.
-      origin: what was measured: the pre-trained model, an untrained one, or the raw inputs.
-    """
-    per_seed: dict[str, list[float | None]] = {}
-    directions: dict[str, Direction] = {}
-    for record in records:
-        if record.status != "done":
-            continue
-        values: dict[str, list[float]] = {}
-        for row in record.metrics:
-            if row.origin == origin and is_quality(row):
-                directions[quality_name(row)] = row.direction
-                values.setdefault(quality_name(row), []).extend(_finite(row.value))
-        for name, found in values.items():
-            per_seed.setdefault(name, []).append(_mean(found))
-    return {name: _quality(directions[name], per_seed[name]) for name in sorted(
-        per_seed, key=quality_order)}
-
-
-def quality_order(name: str) -> tuple[bool, bool, str, str, int, str]:
-    """Sorts qualities: upstream first, its loss before all, then by task, stage, shots."""
-    task, _, rest = name.partition("/")
-    stage, _, shots = rest.partition("@")
-    shots, _, metric = shots.partition("/")
-    number = int(shots) if shots.isdecimal() else 0
-    return name != "upstream/loss", task != "upstream", task, stage, number, metric
-
-
-def shape_table(records: Iterable[Record]) -> list[ShapeRow]:
-    """Returns one row a (modality, architecture, shape name), in order of modality and size.
-
-    Raises:
-      InputError: settings of several studies are mixed: records of one shape differ in more than
-        the seed, those of one modality in protocol or data, or a seed of a shape is there twice.
-    """
-    groups: dict[tuple[str, str, str], list[Record]] = {}
-    modalities: dict[str, list[Record]] = {}
-    for record in latest(records):
-        groups.setdefault((record.modality, record.architecture, record.name), []).append(record)
-        modalities.setdefault(record.modality, []).append(record)
-    for modality, mine in modalities.items():
-        _check_settings(f"modality {modality!r}", mine, ("protocol", "data"))
-    several = {modality: len({record.architecture for record in mine}) > 1
-               for modality, mine in modalities.items()}
-    rows = [_shape_row(group, several[modality]) for (modality, _, _), group in groups.items()]
-    return sorted(rows, key=lambda row: (
-        row.modality, row.costs["params_non_embedding"] or math.inf, row.label))
-
-
-def _check_settings(where: str, records: Sequence[Record], names: Iterable[str]) -> None:
-    """Refuses records whose configs differ under one of `names`; absent from one, it is equal."""
-    for name in names:
-        first, *others = [r.config[name] for r in records if name in r.config] or [None]
-        for other in others:
-            if other != first:
-                path, one, two = _difference(name, first, other)
-                raise InputError(
-                    where, f"records differ in {shorten(path, 120)}",
-                    got=f"{shorten(one, 30)} and {shorten(two, 30)}",
-                    expected="one setting, so that only shapes and seeds differ",
-                    hint=ONE_AT_A_TIME)
-
-
-def _difference(path: str, one: Any, two: Any) -> tuple[str, Any, Any]:
-    """Where two unequal settings differ first, as a dotted path, and what is there."""
-    while isinstance(one, Mapping) and isinstance(two, Mapping):
-        name = next(k for k in [*one, *two] if k not in one or k not in two or one[k] != two[k])
-        path, one, two = f"{path}.{name}", one.get(name, "nothing"), two.get(name, "nothing")
-    return path, one, two
-
-
-def _shape_row(group: list[Record], several: bool) -> ShapeRow:
-    one = group[0]
-    where = f"shape {one.name!r} of {one.modality}"
-    _check_settings(where, group, sorted({k for r in group for k in r.config} - {"seed"}))
-    done = [record for record in group if record.status == "done"]
-    twice = [seed for seed, count in Counter(r.seed for r in done).items() if count > 1]
-    if twice:
-        raise InputError(
-            where, "has two finished runs of one seed", got=f"seed {twice[0]}",
-            expected="one protocol, so one run a seed", hint=ONE_AT_A_TIME)
-    times: dict[str, list[float]] = {}
-    for record in done:
-        times.setdefault(machine(record), []).extend(_finite(record.costs.get(STEP_TIME)))
-    return ShapeRow(
-        one.modality, one.architecture, one.name, dict(one.shape),
-        f"{one.architecture} {one.name}" if several else one.name,
-        dict(Counter(record.status for record in group)),
-        {cost: _mean([v for r in done for v in _finite(r.costs.get(cost))]) for cost in COSTS},
-        {name: statistics.median(found) for name, found in sorted(times.items()) if found},
-        summarize(done))
-
-
-def machine(record: Record) -> str:
-    """Names what a step time was measured on: device and host."""
-    names = [str(record.environment[k]) for k in ("device", "host") if record.environment.get(k)]
-    return " on ".join(names) or "an unnamed machine"
-
-
-def _finite(value: float | None) -> list[float]:
-    return [float(value)] if value is not None and math.isfinite(value) else []
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
-
-
-def _quality(direction: Direction, seeds: Sequence[float | None]) -> Quality:
-    known = [value for value in seeds if value is not None]
-    sd = statistics.stdev(known) if len(known) > 1 else None
-    return Quality(direction, _mean(known), sd, len(known))
-
-
-# --- fronts of records ---------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class FrontPoint:
-    """One shape in a front's plane; `sd` and `n` are over training seeds."""
+    """One shape in a front's plane; `quality_sd` and `n` are over training seeds.
+
+    Attributes:
+      on_front: no other shape dominates it here (the strict definition).
+      on_any_front: not dominated on at least one cost for at least one quality of those asked for
+        (the definition of Tay et al. 2022).
+      membership: probability that it is on the front of the true means; None with one seed.
+      margin: quality by which it beats the best shape that costs no more, better being positive:
+        the sign decides membership. None with one seed, or where nothing costs as little.
+    """
 
     name: str
     cost: float
@@ -313,19 +66,25 @@ class FrontPoint:
     quality_sd: float | None
     n: int
     on_front: bool
+    on_any_front: bool = False
+    membership: float | None = None
+    margin: Interval | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Front:
-    """The shapes of one modality by one cost (less is better) and one quality.
+    """The shapes of one domain by one cost (less is better) and one quality.
 
     Attributes:
-      modality: its name.
-      cost: one of `records.COSTS`.
-      quality: the quality's name.
+      modality: the domain, "" where the table has none.
+      cost, quality: names of columns.
       direction: of the quality.
       points: by cost, then quality.
+      hypervolume: between the front and `reference`; None without points.
+      reference: the worst cost and the worst quality of all points.
+      method: how membership was drawn; None where every shape has one seed.
       left_out: shapes without a finite cost or quality (diverged, failed, not measured).
+      non_finite: values among the table's rows that were NaN or infinite, of cost and quality.
       machine: for step times measured on several machines, which one; else "".
     """
 
@@ -334,72 +93,225 @@ class Front:
     quality: str
     direction: Direction
     points: tuple[FrontPoint, ...]
+    hypervolume: float | None = None
+    reference: tuple[float, ...] | None = None
+    method: str | None = None
     left_out: tuple[str, ...] = ()
+    non_finite: int = 0
     machine: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class JointPoint:
+    """One shape on the axes of a joint front; `values` in the order of costs, then qualities."""
+
+    name: str
+    values: tuple[float, ...]
+    on_front: bool
+    membership: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class JointFront:
+    """One front over several costs and qualities at once; see `Front`."""
+
+    modality: str
+    cost: tuple[str, ...]
+    quality: tuple[str, ...]
+    directions: tuple[Direction, ...]
+    points: tuple[JointPoint, ...]
+    hypervolume: float | None
+    reference: tuple[float, ...] | None
+    method: str | None
+    left_out: tuple[str, ...]
+    non_finite: int
+
+
 def fronts(
-    records: Iterable[Record],
+    table: Table,
     costs: Sequence[str] = FRONT_COSTS,
-    qualities: Sequence[str] | None = None,
+    qualities: Sequence[tuple[str, str | None]] | None = None,
+    draws: int = DRAWS,
 ) -> list[Front]:
-    """Returns the front of every modality, quality and cost, in that order.
+    """Returns the front of every domain, quality and cost, in that order.
 
     Args:
-      records: trials of one study, or of several under one protocol.
-      costs: cost columns.
-      qualities: names as in `ShapeRow.qualities`, or None for all that were measured on the
-        pre-trained model.
+      table: of one study, or of several under one protocol.
+      costs: columns.
+      qualities: columns with their direction (None: as the records say, else by the name), or None
+        for all known ones.
+      draws: of the true means, for membership.
 
     Raises:
-      InputError: a cost or a quality that no record knows.
+      InputError: a column is not there, or a quality is better the other way.
     """
-    for cost in costs:
-        _check_known("cost", cost, COSTS)
-    rows = shape_table(records)
-    known = sorted({name for row in rows for name in row.qualities}, key=quality_order)
-    for quality in (qualities or ()) if rows else ():
-        _check_known("quality", quality, known)
+    if not len(table):
+        return []
+    costs = [find_column(table, cost, "cost") for cost in costs]
+    chosen = quality_columns(table, qualities)
     found = []
-    for modality in dict.fromkeys(row.modality for row in rows):
-        mine = [row for row in rows if row.modality == modality]
-        for quality in known if qualities is None else qualities:
-            if any(quality in row.qualities for row in mine):
-                found += [front for cost in costs for front in _fronts_of(mine, cost, quality)]
-    return found
+    for domain in domains(table):
+        mine = select(table, table.domain == domain)
+        shapes = shapes_of(mine)
+        places = [(cost, machine, values) for cost in costs
+                  for machine, values in _cost_axes(mine, shapes, cost)]
+        for quality, direction in chosen:
+            scores = seed_values(mine, shapes, quality)
+            if quality not in table.directions or np.isfinite(mine.columns[quality]).any() \
+                    or count_non_finite(mine, quality):
+                found += [_front(mine, domain, cost, machine, values, quality, direction, scores,
+                                 draws) for cost, machine, values in places]
+    return _with_any(found)
 
 
-def _fronts_of(rows: list[ShapeRow], cost: str, quality: str) -> list[Front]:
-    machines = sorted({name for row in rows for name in row.step_times})
-    if cost != STEP_TIME or len(machines) < 2:
-        return [_front([(row, row.costs[cost]) for row in rows], cost, quality)]
-    return [_front([(row, row.step_times.get(name)) for row in rows], cost, quality, name)
-            for name in machines]
+def quality_columns(
+    table: Table, qualities: Sequence[tuple[str, str | None]] | None
+) -> list[tuple[str, Direction]]:
+    """Returns the columns and directions of `qualities`, of all known ones for None."""
+    if qualities is None:
+        return [(name, table.directions[name]) for name in table.qualities]
+    columns = [(find_column(table, name, "quality"), way) for name, way in qualities]
+    return [(name, direction_of(table, name, way)) for name, way in columns]
+
+
+def _cost_axes(table: Table, shapes: Shapes, cost: str) -> list[tuple[str, np.ndarray]]:
+    """The cost of the shapes; one axis a machine where step times are from several."""
+    timed = table.done & np.isfinite(table.columns[cost])
+    machines = table.columns.get("machine")
+    names = sorted(set(machines[timed])) if machines is not None and cost == STEP_TIME else []
+    if len(names) < 2 or machines is None:
+        return [("", mean_by_shape(table, shapes, cost))]
+    axes = []
+    for name in names:
+        here = dataclasses.replace(table, done=table.done & (machines == name))
+        axes.append((name, mean_by_shape(here, shapes, cost)))
+    return axes
 
 
 def _front(
-    rows: list[tuple[ShapeRow, float | None]], cost: str, quality: str, machine: str = ""
+    table: Table, domain: str, cost: str, machine: str, places: np.ndarray, quality: str,
+    direction: Direction, scores: SeedValues, draws: int,
 ) -> Front:
-    direction: Direction = next(
-        row.qualities[quality].direction for row, _ in rows if quality in row.qualities)
-    places, left_out = [], []
-    for row, value in rows:
-        score = row.qualities.get(quality)
-        if value is None or score is None or score.mean is None:
-            left_out.append(row.label)
-        else:
-            places.append((row.label, value, score.mean, score.sd, score.n))
-    values = np.array([place[1:3] for place in places]).reshape(-1, 2)  # [points, 2]
+    known = np.flatnonzero(np.isfinite(places) & np.isfinite(scores.mean))
+    order = known[np.lexsort((scores.mean[known], places[known]))]
+    values = np.column_stack([places[order], scores.mean[order]])  # [points, 2]
     mask = front_mask(values, ("min", direction))
-    points = (FrontPoint(*place, on_front=bool(on)) for place, on in zip(places, mask, strict=True))
-    ordered = sorted(points, key=lambda point: (point.cost, point.quality_mean, point.name))
-    return Front(rows[0][0].modality, cost, quality, direction, tuple(ordered), tuple(left_out),
-                 machine)
+    noise = uncertain(scores) if len(order) else None
+    share, margins = (None, None) if noise is None else _membership(
+        restrict(noise, order), places[order], direction, draws)
+    points = []
+    for k, i in enumerate(order):
+        several = scores.n[i] > 1
+        points.append(FrontPoint(
+            scores.names[i], float(places[i]), float(scores.mean[i]),
+            float(scores.sd[i]) if several else None, int(scores.n[i]), bool(mask[k]), False,
+            float(share[k]) if share is not None and several else None,
+            margins[k] if margins is not None and several else None))
+    reference = _worst(values, ("min", direction))
+    volume = hypervolume(values, ("min", direction), reference) if reference else None
+    points.sort(key=lambda point: (point.cost, point.quality_mean, point.name))
+    return Front(
+        domain, cost, quality, direction, tuple(points), volume, reference,
+        noise.method if noise else None,
+        tuple(name for i, name in enumerate(scores.names) if i not in set(known.tolist())),
+        count_non_finite(table, cost, quality), machine)
 
 
-def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        near = suggest(name, known)
-        raise InputError(kind, f"no record has this {kind}", got=name,
-                         expected=f"one of {', '.join(known)}" if known else None,
-                         hint=f"did you mean {near}?" if near else None)
+def _worst(values: np.ndarray, directions: Sequence[Direction]) -> tuple[float, ...] | None:
+    if not len(values):
+        return None
+    return tuple(float(column.max() if way == "min" else column.min())
+                 for column, way in zip(values.T, directions, strict=True))
+
+
+def _membership(
+    noise: Uncertain, places: np.ndarray, direction: Direction, draws: int
+) -> tuple[np.ndarray, list[Interval | None]]:
+    """For shapes in order of cost: the share of draws on the front, and the margin's interval."""
+    draws = max(200, min(draws, MAX_DRAWN // len(places)))
+    sign = 1.0 if direction == "max" else -1.0
+    observed = margin_of(sign * noise.mean[None], places)[0]
+    drawn = margin_of(sign * draw_means(noise, draws), places)  # [draws, points]
+    # Where costs are equal and so are qualities, both are on the front: a margin of 0 is enough.
+    share = (drawn >= 0).mean(axis=0)
+    margins = [corrected_percentiles(float(value), column, noise.method)
+               if math.isfinite(value) else None
+               for value, column in zip(observed, drawn.T, strict=True)]
+    return share, margins
+
+
+def margin_of(quality: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """[draws, points] by rising cost -> [draws, points]: lead over the best that costs no more.
+
+    More quality is better. Infinite where nothing else costs as little.
+    """
+    best = np.maximum.accumulate(quality, axis=1)
+    first = np.searchsorted(cost, cost, side="left")  # of the points of equal cost
+    last = np.searchsorted(cost, cost, side="right")
+    rival = np.full(quality.shape, -np.inf)
+    cheaper = first > 0
+    rival[:, cheaper] = best[:, first[cheaper] - 1]
+    for i in np.flatnonzero(last - first > 1):
+        others = [j for j in range(first[i], last[i]) if j != i]
+        rival[:, i] = np.maximum(rival[:, i], quality[:, others].max(axis=1))
+    return quality - rival
+
+
+def _with_any(found: list[Front]) -> list[Front]:
+    on_any = {(front.modality, point.name) for front in found for point in front.points
+              if point.on_front}
+    return [dataclasses.replace(front, points=tuple(
+        dataclasses.replace(p, on_any_front=(front.modality, p.name) in on_any)
+        for p in front.points)) for front in found]
+
+
+def joint_fronts(
+    table: Table,
+    costs: Sequence[str],
+    qualities: Sequence[tuple[str, str | None]] | None = None,
+    draws: int = JOINT_DRAWS,
+) -> list[JointFront]:
+    """Returns one front a domain, over all `costs` and `qualities` at once.
+
+    The noise of different qualities is drawn independently. Raises as `fronts` does.
+    """
+    if not len(table):
+        return []
+    costs = [find_column(table, cost, "cost") for cost in costs]
+    chosen = quality_columns(table, qualities)
+    return [_joint(select(table, table.domain == domain), domain, costs, chosen, draws)
+            for domain in domains(table)]
+
+
+def _joint(
+    table: Table, domain: str, costs: Sequence[str], chosen: Sequence[tuple[str, Direction]],
+    draws: int,
+) -> JointFront:
+    shapes = shapes_of(table)
+    ways: tuple[Direction, ...] = (*("min" for _ in costs), *(way for _, way in chosen))
+    scores = [seed_values(table, shapes, name) for name, _ in chosen]
+    values = np.column_stack([*(mean_by_shape(table, shapes, cost) for cost in costs),
+                              *(one.mean for one in scores)])  # [shapes, axes]
+    known = np.asarray(np.isfinite(values).all(axis=1))
+    draws = max(50, min(draws, MAX_DRAWN // len(values)))
+    mask = front_mask(values, ways)
+    noises = [uncertain(one) for one in scores] if known.any() else [None]
+    share = np.zeros(len(values))
+    if all(noise is not None for noise in noises):
+        drawn = [draw_means(noise, draws, seed) for seed, noise in enumerate(noises) if noise]
+        for i in range(draws):
+            values_i = np.column_stack([values[:, : len(costs)], *(one[i] for one in drawn)])
+            share += front_mask(values_i, ways) / draws
+    several = np.all([one.n > 1 for one in scores], axis=0)
+    points = tuple(JointPoint(
+        shapes.names[i], tuple(map(float, values[i])), bool(mask[i]),
+        float(min(share[i], 1.0)) if several[i] and all(noises) else None)
+        for i in np.flatnonzero(known)[np.argsort(values[known, 0], kind="stable")])
+    reference = _worst(values[known], ways)
+    small = reference is not None and (len(ways) <= 2 or int(mask.sum()) <= MAX_JOINT_VOLUME)
+    return JointFront(
+        domain, tuple(costs), tuple(name for name, _ in chosen), ways, points,
+        hypervolume(values[known], ways, reference) if small and reference else None, reference,
+        noises[0].method if noises[0] else None,
+        tuple(name for name, one in zip(shapes.names, known, strict=True) if not one),
+        count_non_finite(table, *costs, *(name for name, _ in chosen)))

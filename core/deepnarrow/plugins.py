@@ -74,12 +74,25 @@ class Strategy:
 
 @dataclasses.dataclass(frozen=True)
 class LawForm:
-    """A scaling law's form: parameter names and `predict(params, x) -> y` over numpy arrays."""
+    """A form of scaling law, fitted by least squares on log y.
+
+    Attributes:
+      name: for `deepnarrow fit --form`.
+      parameters: their names.
+      predict: `predict(params, x) -> y [points]`: `params` are numbers in the order of
+        `parameters`, `x` is [points] with one input, [inputs, points] with several; y is positive.
+      source: where the form comes from.
+      inputs: what it needs: `x`, `n` and `d` are named on the command line; any other is the column
+        of that name.
+      starts: parameters to start fits from, beside random ones.
+    """
 
     name: str
     parameters: tuple[str, ...]
     predict: Callable[..., Any]
     source: str
+    inputs: tuple[str, ...] = ("x",)
+    starts: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -801,8 +801,9 @@ def test_pareto_table(run, workdir):
 def test_pareto_without_finished_runs(run, tmp_path):
     with Store(tmp_path / "records.sqlite") as store:
         store.add(record("a", 0, 10, None, status="failed", metrics=()))
-    assert run("pareto", str(tmp_path)) == (0, "no finished runs\n", "")
-    assert json.loads(run("pareto", str(tmp_path), "--json")[1]) == {"fronts": []}
+    code, out, err = run("pareto", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert "no finished runs. Hint: deepnarrow status" in err
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [

@@ -21,12 +21,15 @@ ENTRY_POINTS = sorted(
 HEAVY = ("jax", "flax", "optax", "grain", "orbax", "tensorflow")
 # Analysis, and everything that a command needs before it trains.
 WITHOUT_JAX = [
-    "deepnarrow", "builtin", "cli", "cli.analysis", "cli.listing", "cli.parser", "cli.probe",
-    "cli.shape", "cli.study", "cli.train", "cli.transfer", "cli.weights", "config", "contract",
-    "cost", "errors", "export", "foreign", "hardware", "hookspecs", "layers.transformer",
-    "modality", "ops", "pareto", "plugins", "pretrained", "protocol", "records", "report",
-    "report.page", "report.tables", "report.terminal", "report.text", "rundir", "settings", "shape",
-    "store", "strategies", "study", "tensorfiles", "transfer.fewshot", "trialkey",
+    "deepnarrow", "agreement", "bootstrap", "builtin", "claims", "cli", "cli.analysis",
+    "cli.claims", "cli.compare", "cli.fit", "cli.listing", "cli.parser", "cli.probe", "cli.shape",
+    "cli.study", "cli.train", "cli.transfer", "cli.weights", "compare", "config", "contract",
+    "cost", "dominance", "errors", "export", "foreign", "hardware", "hookspecs", "hypervolume",
+    "lawfit", "lawforms", "laws", "layers.transformer", "modality", "operators", "ops", "pareto",
+    "plugins", "pretrained", "protocol", "records", "regions", "report", "report.page",
+    "report.tables", "report.terminal", "report.text", "rundir", "settings", "shape", "store",
+    "strategies", "study", "summary", "table", "tablefile", "tensorfiles", "transfer.fewshot",
+    "trialkey",
 ]
 MAX_FUNCTION_LINES = 80
 MAX_MODULE_LINES = 500

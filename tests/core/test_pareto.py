@@ -14,17 +14,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from deepnarrow.dominance import front_mask
 from deepnarrow.errors import InputError
-from deepnarrow.pareto import (
+from deepnarrow.hypervolume import hypervolume
+from deepnarrow.pareto import FRONT_COSTS, joint_fronts
+from deepnarrow.pareto import fronts as table_fronts
+from deepnarrow.records import MetricRow, Record
+from deepnarrow.summary import (
     Quality,
-    front_mask,
-    fronts,
     headline_qualities,
     quality_name,
     shape_table,
     summarize,
 )
-from deepnarrow.records import MetricRow, Record
+from deepnarrow.table import from_records
 
 SHAPE = {"num_encoder_layers": 2, "num_decoder_layers": 0, "d_model": 64, "d_ff": 256, "d_kv": 16,
          "num_heads": 4, "share_heads": False, "share_kv": False}
@@ -44,6 +47,11 @@ def oracle(values, directions):
 
 def directions_of(values):
     return ["min", "max", "max", "min"][: values.shape[1]]
+
+
+def fronts(records, costs=FRONT_COSTS, qualities=None):
+    named = None if qualities is None else [(name, None) for name in qualities]
+    return table_fronts(from_records(records), costs, named, draws=200)
 
 
 # --- front_mask ----------------------------------------------------------------------------------
@@ -130,6 +138,127 @@ def test_a_million_points_take_under_a_second():
 def test_bad_tables_are_named(values, directions, message):
     with pytest.raises(InputError, match=message):
         front_mask(np.array(values), directions)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["random", "ties", "sphere", "chain"])
+def test_many_points_of_many_axes_equal_moocore(kind, seed):
+    rng = np.random.default_rng(seed)
+    axes = 3 + seed % 3
+    values = rng.random((3000, axes))
+    if kind == "ties":
+        values = np.floor(values * 5)
+    if kind == "sphere":
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+    if kind == "chain":
+        values = np.repeat(np.sort(values[:, :1], axis=0), axes, axis=1) + (values > 0.999)
+    directions = ["min", "max", "min", "max", "min"][:axes]
+    np.testing.assert_array_equal(front_mask(values, directions), moocore.is_nondominated(
+        values, maximise=[d == "max" for d in directions], keep_weakly=True))
+
+
+def test_a_hundred_thousand_points_of_four_axes_take_under_ten_seconds():
+    rng = np.random.default_rng(0)
+    values = np.abs(rng.standard_normal((100_000, 4)))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)  # all on the front
+    start = time.process_time()
+    assert front_mask(values, ["min"] * 4).all()
+    assert time.process_time() - start < 10
+
+
+# --- hypervolume ---------------------------------------------------------------------------------
+@settings(max_examples=80, deadline=None)
+@given(arrays(np.float64, st.tuples(st.integers(1, 14), st.integers(1, 4)),
+              elements=st.sampled_from([-1.5, -1.0, -0.0, 0.0, 0.25, 1.0, 2.0, 3.0, math.nan])))
+def test_hypervolume_equals_moocores(values):
+    directions = directions_of(values)
+    reference = [2.5 if d == "min" else -1.25 for d in directions]
+    known = values[np.isfinite(values).all(axis=1)]
+    # moocore wants two axes: a constant one adds a factor of 1.
+    wide = np.column_stack([known, np.zeros(len(known))])
+    expected = moocore.hypervolume(wide, ref=[*reference, 1.0], maximise=[
+        d == "max" for d in [*directions, "min"]]) if len(known) else 0.0
+    assert hypervolume(values, directions, reference) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("axes", [2, 3, 4])
+def test_hypervolume_of_many_points(axes):
+    values = np.random.default_rng(0).random((150, axes))
+    expected = moocore.hypervolume(values, ref=[1.0] * axes)
+    assert hypervolume(values, ["min"] * axes, [1.0] * axes) == pytest.approx(expected, rel=1e-9)
+
+
+def test_hypervolume_wants_a_reference():
+    with pytest.raises(InputError, match="one finite number an axis"):
+        hypervolume(np.ones((2, 2)), ["min", "min"], [1.0])
+
+
+# --- membership ----------------------------------------------------------------------------------
+def seeds(name, params, losses):
+    return [make(name, s, params=params, loss=loss) for s, loss in enumerate(losses)]
+
+
+def test_membership_is_the_share_of_true_fronts():
+    records = [*seeds("a", 1.0, (3.0, 3.1)), *seeds("b", 2.0, (2.0, 2.1)),
+               *seeds("c", 3.0, (2.0, 2.1)), *seeds("d", 4.0, (2.5, 2.6))]
+    front, = table_fronts(from_records(records), ["params_non_embedding"], draws=4000)
+    shares = {point.name: point.membership for point in front.points}
+    assert shares["a"] == 1.0
+    assert shares["b"] > 0.99
+    assert shares["c"] == pytest.approx(0.5, abs=0.03)  # as good as b, and dearer
+    assert shares["d"] < 0.05
+    margins = {point.name: point.margin for point in front.points}
+    assert margins["a"] is None  # nothing costs as little
+    assert margins["c"].low < 0 < margins["c"].high
+    assert margins["d"].high < 0 < margins["b"].low
+    assert front.method == "pooled-t"
+    again, = table_fronts(from_records(records[::-1]), ["params_non_embedding"], draws=4000)
+    assert {p.name: p.on_front for p in again.points} == {
+        p.name: p.on_front for p in front.points}
+
+
+def test_one_seed_has_no_membership():
+    front, = fronts([make("a", params=1.0), *seeds("b", 2.0, (0.5, 0.6))], ["params_non_embedding"])
+    assert [(p.name, p.membership is None) for p in front.points] == [("a", True), ("b", False)]
+    front, = fronts([make("a"), make("b", params=2.0)], ["params_non_embedding"])
+    assert {p.membership for p in front.points} == {None}
+    assert front.method is None
+
+
+def test_the_papers_definition_stands_beside_the_strict_one():
+    records = [make("a", params=1.0, step_time=3.0, loss=2.0),
+               make("b", params=2.0, step_time=1.0, loss=2.0),
+               make("c", params=3.0, step_time=2.0, loss=2.5)]
+    found = fronts(records, ["params_non_embedding", "step_time_s"])
+    assert [[(p.name, p.on_front, p.on_any_front) for p in f.points] for f in found] == [
+        [("a", True, True), ("b", False, True), ("c", False, False)],
+        [("b", True, True), ("c", False, False), ("a", False, True)]]
+
+
+def test_fronts_have_the_hypervolume_up_to_their_worst_values():
+    front, = fronts([make("a", params=1.0, loss=3.0), make("b", params=2.0, loss=2.0),
+                     make("c", params=4.0, loss=2.5)], ["params_non_embedding"])
+    assert front.reference == (4.0, 3.0)
+    assert front.hypervolume == 2.0
+
+
+def test_joint_fronts_hold_all_axes():
+    records = [make("a", params=1.0, step_time=3.0, loss=2.0, metrics=(probe(0.1),)),
+               make("b", params=2.0, step_time=1.0, loss=2.0, metrics=(probe(0.2),)),
+               make("c", params=3.0, step_time=4.0, loss=1.9, metrics=(probe(0.1),)),
+               make("d", params=3.0, step_time=4.0, loss=2.5, metrics=(probe(0.15),)),
+               make("e", params=1.0)]
+    front, = joint_fronts(from_records(records), ["params_non_embedding", "step_time_s"])
+    assert front.quality == ("upstream/loss", "digits/few_shot@5")
+    assert front.directions == ("min", "min", "min", "max")
+    assert {p.name: p.on_front for p in front.points} == {
+        "a": True, "b": True, "c": True, "d": False}
+    assert front.left_out == ("e",)
+    assert front.hypervolume is not None
+    several = [dataclasses.replace(r, seed=s, key=f"{r.key}/{s}") for r in records[:4]
+               for s in (0, 1)]
+    front, = joint_fronts(from_records(several), ["params_non_embedding", "step_time_s"])
+    assert {p.name: p.membership for p in front.points} == {"a": 1, "b": 1, "c": 1, "d": 0}
 
 
 # --- records to shapes ---------------------------------------------------------------------------

@@ -17,14 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from deepnarrow import pareto
+from deepnarrow import summary
 from deepnarrow.errors import InputError
-from deepnarrow.pareto import fronts, shape_table
+from deepnarrow.pareto import fronts
 from deepnarrow.records import CurvePoint, MetricRow, Record
 from deepnarrow.report import charts, page, text, write_report
 from deepnarrow.report.page import slug
 from deepnarrow.report.tables import count_runs, mean_curves, transfer_tables
 from deepnarrow.report.terminal import pareto_tables
+from deepnarrow.summary import shape_table
+from deepnarrow.table import from_records
 
 # name -> (layers, d_model, d_ff): one deep-narrow and one shallow-wide shape of about equal cost.
 SHAPES = {"tiny": (2, 64, 256), "tiny-nl4": (4, 64, 256), "tiny-nl12-dm48-ff192": (12, 48, 192),
@@ -35,6 +37,10 @@ HOSTILE = [
     "=HYPERLINK(1)", "a\x00b\nc\td", "&amp;lt;", "'; DROP TABLE records; --", "x" * 1000,
     "{datum.y}", "\ud800", "\uffff", "]]>", "",
 ]
+
+
+def fronts_of(records, *arguments):
+    return fronts(from_records(records), *arguments)
 
 
 def synthetic(modality="vision_vit", seeds=2, loss=0.4, classes=10, stacks=1, **fields):
@@ -318,7 +324,7 @@ def test_figures_are_valid_vega_lite():
 
     records = synthetic()
     rows = shape_table(records)
-    front_charts = [charts.front_chart(front) for front in fronts(records)[:1]]
+    front_charts = [charts.front_chart(front) for front in fronts_of(records)[:1]]
     curve_charts = [charts.curve_chart(curves, name)
                     for name, curves in mean_curves(records, rows).items()]
     for chart in (*front_charts, *curve_charts, charts.grid([front_charts, curve_charts], "title")):
@@ -368,14 +374,14 @@ def test_counts_are_short(value, shown):
 
 def test_terminal_tables_show_every_front():
     console = Console(file=io.StringIO(), width=160)
-    tables = pareto_tables(fronts(synthetic()))
+    tables = pareto_tables(fronts_of(synthetic()))
     for table in tables:
         console.print(table)
     shown = console.file.getvalue()
     assert len(tables) == 6  # loss, accuracy, three numbers of shots, fine-tuned
     for name in SHAPES:
         assert shown.count(f" {name} ") == 6
-    front = fronts(synthetic(), ["params_non_embedding"], ["upstream/loss"])[0]
+    front = fronts_of(synthetic(), ["params_non_embedding"], [("upstream/loss", None)])[0]
     console = Console(file=io.StringIO(), width=160)
     console.print(pareto_tables([front])[0])
     rows = [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
@@ -385,7 +391,7 @@ def test_terminal_tables_show_every_front():
 @pytest.mark.parametrize("name", HOSTILE)
 def test_terminal_tables_take_names_as_data(name):
     console = Console(file=io.StringIO(), width=400, force_terminal=False)
-    for table in pareto_tables(fronts([_renamed(name)])):
+    for table in pareto_tables(fronts_of([_renamed(name)])):
         console.print(table)
     shown = console.file.getvalue()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", shown)
@@ -393,7 +399,7 @@ def test_terminal_tables_take_names_as_data(name):
         assert name in shown
 
 
-@pytest.mark.parametrize("module", [pareto, charts, page, text])
+@pytest.mark.parametrize("module", [summary, charts, page, text])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(module)
     assert results.attempted > 0
@@ -401,4 +407,4 @@ def test_examples_in_docstrings(module):
 
 
 def test_no_fronts_no_tables():
-    assert pareto_tables(fronts([])) == []
+    assert pareto_tables(fronts_of([])) == []

@@ -1,4 +1,4 @@
-"""`deepnarrow pareto` and `deepnarrow report`: analysis of records, without JAX."""
+"""`deepnarrow pareto` and `deepnarrow report`: analysis of records and tables, without JAX."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from deepnarrow.cli import claims
 from deepnarrow.cli.output import Output
-from deepnarrow.errors import InputError
+from deepnarrow.cli.parser import number
+from deepnarrow.errors import InputError, shorten
 from deepnarrow.records import Record
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as Shown
 
-    from deepnarrow.pareto import Front
-
-# What "params" and "flops" stand for: a shape's own size, without the table of embeddings.
-ALIASES = {"params": "params_non_embedding", "flops": "flops_forward_per_example"}
+    from deepnarrow.table import Table
 
 
 def load_records(sources: Sequence[str]) -> list[Record]:
@@ -29,46 +29,94 @@ def load_records(sources: Sequence[str]) -> list[Record]:
     Raises:
       InputError: a source is no workdir, or is given twice.
     """
+    _refuse_twice(sources)
+    return [record for source in sources for record in _workdir_records(source)]
+
+
+def load_table(sources: Sequence[str], by: str | None = None) -> Table:
+    """Returns the rows of `sources`: workdirs of studies, and CSV and Parquet files.
+
+    Args:
+      sources: paths.
+      by: the column of a file that says the domain.
+
+    Raises:
+      InputError: a source cannot be read or is given twice, or there is not one finished run.
+    """
+    from deepnarrow.table import concat, from_records
+    from deepnarrow.tablefile import read_table
+
+    _refuse_twice(sources)
+    files = [source for source in sources if Path(source).is_file()]
+    records = [r for s in sources if s not in files for r in _workdir_records(s)]
+    tables = [read_table(source, by) for source in files]
+    tables += [from_records(records)] if records else []
+    table = concat(tables) if tables else None
+    if table is None or not table.done.any():
+        raise InputError(", ".join(f"source '{shorten(source)}'" for source in sources),
+                         "no finished runs",
+                         hint="deepnarrow status WORKDIR says how far a study is; a table needs "
+                              "rows")
+    return table
+
+
+def _refuse_twice(sources: Sequence[str]) -> None:
+    seen: set[Path] = set()
+    for source in sources:
+        if Path(source).resolve() in seen:
+            raise InputError(f"source '{source}'", "is given twice", hint="keep one of them")
+        seen.add(Path(source).resolve())
+
+
+def _workdir_records(source: str) -> list[Record]:
     from deepnarrow.store import Store
     from deepnarrow.study import STORE_FILE, planned_keys
 
-    records: list[Record] = []
-    seen: set[Path] = set()
-    for source in sources:
-        path = Path(source) / STORE_FILE
-        if not path.is_file():
-            raise InputError(f"source '{source}'", "is no study's workdir",
-                             expected=f"a folder with {STORE_FILE}",
-                             hint="deepnarrow study CONFIG --workdir DIR makes one")
-        if path.resolve() in seen:
-            raise InputError(f"source '{source}'", "is given twice", hint="keep one of them")
-        seen.add(path.resolve())
-        with Store(path, read_only=True) as store:
-            keys = planned_keys(Path(source))
-            records += [r for r in store.records() if keys is None or r.key in keys]
-    return records
+    path = Path(source) / STORE_FILE
+    if not path.is_file():
+        raise InputError(f"source '{source}'", "is no study's workdir",
+                         expected=f"a folder with {STORE_FILE}, or a CSV or Parquet file",
+                         hint="deepnarrow study CONFIG --workdir DIR makes one")
+    with Store(path, read_only=True) as store:
+        keys = planned_keys(Path(source))
+        return [r for r in store.records() if keys is None or r.key in keys]
 
 
 def pareto(options: argparse.Namespace) -> Output:
-    """Shows which shapes are on the front of each cost and quality."""
-    from deepnarrow.pareto import FRONT_COSTS, fronts
+    """Shows which shapes are on the front of each cost and quality, and how surely."""
+    from deepnarrow.pareto import fronts, joint_fronts
+    from deepnarrow.report.terminal import joint_tables, pareto_tables
 
-    costs = [_axis("--cost", text) for text in options.cost]
-    qualities = [_axis("--quality", text) for text in options.quality]
+    if options.joint and options.claims:
+        raise InputError("--claims", "is about one cost and one quality", hint="leave out --joint")
+    costs = [axis("--cost", text) for text in options.cost]
+    qualities = [axis("--quality", text) for text in options.quality]
     for name, direction in costs:
         if direction == "max":
             raise InputError("--cost", "a cost is better where it is less", got=f"{name}:max",
                              expected=f"{name}:min")
-    names = [ALIASES.get(name, name) for name, _ in costs] or list(FRONT_COSTS)
-    records = load_records(options.sources)
-    found = fronts(records, names, [name for name, _ in qualities] or None)
-    for name, direction in qualities:
-        _check_direction(name, direction, found)
-    return Output({"fronts": [dataclasses.asdict(front) for front in found]},
-                  lambda console: _show(console, found))
+    table = load_table(options.sources)
+    names = [name for name, _ in costs] or default_costs(table)
+    chosen = qualities or default_qualities(table)
+    if options.joint:
+        joint = joint_fronts(table, names, chosen)
+        return Output({"fronts": [dataclasses.asdict(front) for front in joint]},
+                      lambda console: _show(console, joint_tables(joint)))
+    found = fronts(table, names, chosen)
+    document: dict[str, Any] = {"fronts": [dataclasses.asdict(front) for front in found]}
+    if not options.claims:
+        return Output(document, lambda console: _show(console, pareto_tables(found)))
+    made = claims.claims_of(table, found, number("--margin", options.margin))
+    document["claims"] = claims.document(made)
+
+    def show(console: Console) -> None:
+        _show(console, pareto_tables(found))
+        claims.show(console, made)
+
+    return Output(document, show)
 
 
-def _axis(flag: str, text: str) -> tuple[str, str | None]:
+def axis(flag: str, text: str) -> tuple[str, str | None]:
     """Splits `NAME[:min|max]`."""
     name, colon, direction = text.rpartition(":")
     if not colon:
@@ -78,19 +126,44 @@ def _axis(flag: str, text: str) -> tuple[str, str | None]:
     return name, direction
 
 
-def _check_direction(name: str, direction: str | None, found: Sequence[Front]) -> None:
-    for front in found:
-        if front.quality == name and direction not in (None, front.direction):
-            raise InputError(f"--quality {name}", "is better the other way", got=direction,
-                             expected=front.direction)
+def default_costs(table: Table) -> list[str]:
+    """The costs that are looked at where none are named.
+
+    Raises:
+      InputError: the table is somebody's own and has no cost column of a known name.
+    """
+    from deepnarrow.pareto import FRONT_COSTS
+    from deepnarrow.records import COSTS
+    from deepnarrow.table import ALIASES
+
+    if table.costs:
+        return list(FRONT_COSTS)
+    known = [name for name in (*ALIASES, *COSTS, "cost") if name in table.columns]
+    if not known:
+        raise InputError("--cost", "is missing", expected=_numeric(table),
+                         hint="name the column, e.g. --cost params:min")
+    return known
 
 
-def _show(console: Console, found: Sequence[Front]) -> None:
-    from deepnarrow.report.terminal import pareto_tables
+def default_qualities(table: Table) -> list[tuple[str, str | None]] | None:
+    """None, for all known ones.
 
-    if not found:
-        console.print("no finished runs")
-    for made in pareto_tables(found):
+    Raises:
+      InputError: the table is somebody's own: which columns are qualities?
+    """
+    if table.qualities:
+        return None
+    raise InputError("--quality", "is missing", expected=_numeric(table),
+                     hint="name the column, e.g. --quality accuracy:max")
+
+
+def _numeric(table: Table) -> str:
+    names = [shorten(name, 40) for name, values in table.columns.items() if values.dtype != object]
+    return f"one of {', '.join(names)}" if names else "a column of numbers"
+
+
+def _show(console: Console, tables: Sequence[Shown]) -> None:
+    for made in tables:
         console.print(made)
 
 

@@ -244,21 +244,71 @@ def _probe(parser: Parser) -> None:
                         "auto: chosen from the shots, so that it suits every width of features")
 
 
-def _sources(parser: Parser) -> None:
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study")
+def _tables(parser: Parser) -> None:
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study, or a CSV "
+                        "or Parquet file; rows that share `name` are seeds of one shape")
 
 
 def _pareto(parser: Parser) -> None:
-    _sources(parser)
+    _tables(parser)
     parser.add_argument("--cost", metavar="NAME[:min]", action="append", default=[],
                         help="a cost column; several may be given (default: "
                         "params_non_embedding, flops_forward_per_example, step_time_s)")
     parser.add_argument("--quality", metavar="NAME[:min|max]", action="append", default=[],
                         help="a quality, e.g. upstream/loss; several may be given (default: all)")
+    parser.add_argument("--joint", action="store_true",
+                        help="one front over all costs and qualities together")
+
+
+    parser.add_argument("--claims", action="store_true", help="what the fronts say: matches, "
+                        "savings at equal quality, gains of operators, where depth stops paying")
+    parser.add_argument("--margin", metavar="VALUE", action=Once, default="0.01",
+                        help="of --claims: what counts as equal quality (default: 0.01)")
+
+
+def _fit(parser: Parser) -> None:
+    _tables(parser)
+    parser.add_argument("--form", metavar="NAME", action=Once, required=True,
+                        help="power, power_floor, chinchilla, shape: deepnarrow list forms")
+    parser.add_argument("--y", metavar="NAME[:min|max]", action=Once, required=True,
+                        help="the column to predict, e.g. upstream/loss")
+    parser.add_argument("--x", metavar="NAME", action=Once, help="column, e.g. flops")
+    parser.add_argument("--n", metavar="NAME", action=Once,
+                        help="column of parameters (chinchilla)")
+    parser.add_argument("--d", metavar="NAME", action=Once, help="column of tokens (chinchilla)")
+    parser.add_argument("--bootstrap", metavar="N", action=Once, default="1000",
+                        help="resamples for the intervals (default: 1000)")
+    parser.add_argument("--domain", metavar="NAME", action=Once,
+                        help="which, where the sources have several")
+    _by(parser)
+
+
+def _by(parser: Parser) -> None:
+    parser.add_argument("--by", metavar="COLUMN", action=Once, help="column of a file that says "
+                        "the domain (default: domain, else modality)")
+
+
+def _compare(parser: Parser) -> None:
+    _tables(parser)
+    _by(parser)
+    parser.add_argument("--cost", metavar="NAME", action=Once, help="column at which shapes are "
+                        "compared (default: params_non_embedding, with params_total beside)")
+    parser.add_argument("--quality", metavar="[DOMAIN=]NAME[:min|max]", action="append", default=[],
+                        help="column, for all domains or one (default: upstream/loss)")
+    parser.add_argument("--margin", metavar="VALUE", action=Once, default="0.01",
+                        help="what counts as equal, in units of the quality; set it beforehand "
+                        "(default: 0.01)")
+    parser.add_argument("--saving", metavar="SHARE", action=Once, default="0.2",
+                        help="of the cost that a deep-narrow shape must save; set it beforehand "
+                        "(default: 0.2)")
+    parser.add_argument("--reference", metavar="PATTERN[,...]", action=Once,
+                        help="shapes of the reference family (default: those without operators)")
+    parser.add_argument("--deep", metavar="PATTERN[,...]", action=Once,
+                        help="deep-narrow shapes (default: by depth / width)")
 
 
 def _report(parser: Parser) -> None:
-    _sources(parser)
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study")
     parser.add_argument("--out", metavar="PATH", action=Once, required=True,
                         help="the page, if it ends in .html, else a folder for report.html; the "
                              "figures go beside the page")
@@ -309,5 +359,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "export": ("write a run's weights in a foreign layout", "deepnarrow.cli.weights:export",
                _export),
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
+    "fit": ("scaling laws, with intervals or a refusal", "deepnarrow.cli.fit:run", _fit),
+    "compare": ("does it hold in another domain?", "deepnarrow.cli.compare:run", _compare),
     "report": ("write a study's report again", "deepnarrow.cli.analysis:report", _report),
 }

@@ -50,10 +50,12 @@ def _show_cells(console: Console, cells: list[dict[str, Any]]) -> None:
 
 def _show_summary(console: Console, summary: StudySummary) -> None:
     from deepnarrow.cli.analysis import load_records
-    from deepnarrow.pareto import fronts, headline_qualities
+    from deepnarrow.pareto import fronts
     from deepnarrow.report.terminal import pareto_tables
+    from deepnarrow.summary import headline_qualities
+    from deepnarrow.table import from_records
 
-    found = fronts(load_records([str(summary.workdir)]))
+    found = fronts(from_records(load_records([str(summary.workdir)])))
     shown = headline_qualities({front.quality for front in found})
     for made in pareto_tables([front for front in found if front.quality in shown]):
         console.print(made)

@@ -24,7 +24,7 @@ def write_report(records: Iterable[Record], directory: str | Path, title: str) -
 
     Raises:
       InputError: the directory cannot be written, or the records mix settings (see
-        `pareto.shape_table`).
+        `summary.shape_table`).
     """
     # Drawing takes a second to import; the tables for the terminal do not need it.
     from deepnarrow.report.page import write_files

@@ -12,18 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from deepnarrow.errors import InputError
-from deepnarrow.pareto import (
-    FRONT_COSTS,
-    STEP_TIME,
-    Front,
-    Quality,
-    ShapeRow,
-    fronts,
-    headline_qualities,
-    machine,
-    quality_order,
-    shape_table,
-)
+from deepnarrow.pareto import FRONT_COSTS, Front, fronts
 from deepnarrow.records import Record, latest
 from deepnarrow.report import charts, text
 from deepnarrow.report.tables import (
@@ -36,6 +25,16 @@ from deepnarrow.report.tables import (
     transfer_tables,
 )
 from deepnarrow.report.text import escape
+from deepnarrow.summary import (
+    STEP_TIME,
+    Quality,
+    ShapeRow,
+    headline_qualities,
+    machine,
+    quality_order,
+    shape_table,
+)
+from deepnarrow.table import from_records
 
 MAX_ROWS = 500  # of a table on the page
 # Nothing may run or be loaded, whatever a name in the records holds.
@@ -91,7 +90,7 @@ def slug(name: str) -> str:
 
 def _chapters(trials: Sequence[Record]) -> list[Chapter]:
     rows = shape_table(trials)
-    found = fronts(trials)
+    found = fronts(from_records(trials))
     chapters = []
     for modality in dict.fromkeys(row.modality for row in rows):
         mine = [row for row in rows if row.modality == modality]

@@ -7,8 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from deepnarrow.pareto import Quality, ShapeRow, quality_order, summarize
 from deepnarrow.records import Record, Status
+from deepnarrow.summary import Quality, ShapeRow, quality_order, summarize
 
 BASELINES = {"raw": "Raw inputs", "majority": "Majority class", "chance": "Chance"}
 

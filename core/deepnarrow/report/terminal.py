@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from deepnarrow.pareto import Front, FrontPoint
+from deepnarrow.pareto import Front, FrontPoint, JointFront
 from deepnarrow.report import text
 
 MARK = "●"
+MAX_ROWS = 200
 
 
 def pareto_tables(fronts: Sequence[Front]) -> list[Table]:
     """Returns one table a (modality, quality): a row a shape, a column a cost.
 
-    A cost with a dot after it: the shape is on the front of that cost and the quality.
+    A cost with a dot after it: the shape is on the front of that cost and the quality; the number
+    after the dot is the probability that it is on the front of the true means.
     """
     groups: dict[tuple[str, str], list[Front]] = {}
     for front in fronts:
@@ -27,36 +29,82 @@ def pareto_tables(fronts: Sequence[Front]) -> list[Table]:
 def _table(group: list[Front]) -> Table:
     one = group[0]
     better = "lower" if one.direction == "min" else "higher"
-    table = Table(title=_cell(f"{one.modality}: {text.quality_title(one.quality)}"),
+    where = f"{one.modality}: " if one.modality else ""
+    table = Table(title=_cell(f"{where}{text.quality_title(one.quality)}"),
                   title_justify="left", caption=_caption(group), caption_justify="left")
     table.add_column("Shape", no_wrap=True)
     for front in group:
         machine = f" ({front.machine})" if front.machine else ""
-        table.add_column(_cell(text.COST_TITLES[front.cost] + machine), justify="right")
+        table.add_column(_cell(cost_title(front.cost) + machine), justify="right")
     table.add_column(f"Mean ± sd ({better} is better)", justify="right")
     table.add_column("Seeds", justify="right")
     places = [{point.name: point for point in front.points} for front in group]
     known = {name: point for place in places for name, point in place.items()}
-    for name, point in known.items():
+    for name, point in list(known.items())[:MAX_ROWS]:
         costs = [_cost(front, place.get(name)) for front, place in zip(group, places, strict=True)]
         quality = text.quality(point.quality_mean, point.quality_sd)
         table.add_row(_cell(name, 60), *costs, quality, str(point.n))
     return table
 
 
+def cost_title(name: str) -> str:
+    """Names a cost column in words; a column of somebody's table keeps its name."""
+    return text.COST_TITLES.get(name) or text.plain(name, 60)
+
+
 def _cost(front: Front, point: FrontPoint | None) -> Text:
     if point is None:
         return Text(text.NONE)
-    mark = Text(f" {MARK}", style="bold green") if point.on_front else Text("  ")
-    return Text(text.cost(front.cost, point.cost)) + mark
+    mark = Text(f" {MARK}" if point.on_front else "  ", style="bold green")
+    share = Text("" if point.membership is None else f" {point.membership:4.0%}", style="dim")
+    return Text(text.cost(front.cost, point.cost)) + mark + share
 
 
 def _caption(group: list[Front]) -> Text:
-    missing = list(dict.fromkeys(name for front in group for name in front.left_out))
-    shown = ", ".join(text.plain(name, 40) for name in missing[:8])
-    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-    note = f"\nNo finite cost or quality: {shown}{more}" if missing else ""
-    return Text(f"{MARK} on the Pareto front of that cost{note}")
+    return Text(f"{MARK} on the Pareto front of that cost"
+                + ("; %: probability to be on the front of the true means"
+                   if any(front.method for front in group) else "")
+                + _missing(group) + _more(max(len(front.points) for front in group)))
+
+
+def _missing(group: Sequence[Front | JointFront]) -> str:
+    names = list(dict.fromkeys(name for front in group for name in front.left_out))
+    shown = ", ".join(text.plain(name, 40) for name in names[:8])
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    bad = max(front.non_finite for front in group)
+    counted = f" ({bad} values were not finite)" if bad else ""
+    return f"\nNo finite cost or quality: {shown}{more}{counted}" if names or bad else ""
+
+
+def _more(points: int) -> str:
+    return f"\nThe first {MAX_ROWS} of {points} shapes; --json has all" if points > MAX_ROWS else ""
+
+
+def joint_tables(fronts: Sequence[JointFront]) -> list[Table]:
+    """Returns one table a domain: a row a shape, a column an axis."""
+    return [_joint_table(front) for front in fronts]
+
+
+def _joint_table(front: JointFront) -> Table:
+    where = f"{front.modality}: " if front.modality else ""
+    note = f"{MARK} on the front of all axes together" + _missing([front])
+    table = Table(title=_cell(f"{where}joint front"), title_justify="left",
+                  caption=_cell(note, 600), caption_justify="left")
+    table.add_column("Shape", no_wrap=True)
+    for name in front.cost:
+        table.add_column(_cell(cost_title(name)), justify="right")
+    for name, way in zip(front.quality, front.directions[len(front.cost) :], strict=True):
+        better = "lower" if way == "min" else "higher"
+        table.add_column(_cell(f"{text.quality_title(name)} ({better} is better)"), justify="right")
+    table.add_column("Front", justify="right")
+    for point in front.points[:MAX_ROWS]:
+        costs = [text.cost(name, value)
+                 for name, value in zip(front.cost, point.values, strict=False)]
+        scores = [text.quality(value) for value in point.values[len(front.cost) :]]
+        share = "" if point.membership is None else f" {point.membership:4.0%}"
+        table.add_row(_cell(point.name, 60), *costs, *scores,
+                      (MARK if point.on_front else " ") + share)
+    return table
 
 
 def _cell(value: object, limit: int = 200) -> Text:

@@ -99,14 +99,16 @@ def cost(name: str, value: float | None) -> str:
 
 
 def quality_title(name: str) -> str:
-    """Names a quality (see `pareto.quality_name`) in words.
+    """Names a quality (see `summary.quality_name`) in words; a name of another form stays.
 
     >>> quality_title("upstream/loss")
     'Upstream loss'
     >>> quality_title("digits/few_shot@5"), quality_title("squad/fine_tune/f1")
     ('digits, 5-shot probe accuracy', 'squad, fine-tuned f1')
     """
-    first, _, rest = name.partition("/")
+    first, slash, rest = name.partition("/")
+    if not slash:
+        return plain(name)
     if first == "upstream":
         return f"Upstream {plain(rest)}"
     return f"{plain(first)}, {stage_title(rest)}"

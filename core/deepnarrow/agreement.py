@@ -1,0 +1,184 @@
+"""Upstream against downstream: does the better pre-trained shape transfer better?
+
+Rank correlations over the shapes of one domain, and the pairs that turn around beyond seed noise
+(Tay et al. 2022, Figure 1 and Table 3). Different metrics exaggerate the gap differently, so every
+downstream quality is set beside upstream: cross-entropies (loss against loss) as well as
+accuracies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from deepnarrow.bootstrap import LEVEL, SEED, Interval, Uncertain, contrasts, draw_means, uncertain
+from deepnarrow.compare import kendall_tau
+from deepnarrow.dominance import Direction
+from deepnarrow.operators import split_name
+from deepnarrow.table import SeedValues, Table, seed_values, shapes_of
+
+DRAWS = 1000
+MIN_SHAPES = 3
+MAX_PAIRS = 200  # inversions listed; all are counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Inversion:
+    """Upstream says `upstream_better`, downstream `downstream_better`, both beyond seed noise."""
+
+    upstream_better: str
+    downstream_better: str
+    upstream: Interval
+    downstream: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """One upstream quality against one downstream quality.
+
+    Attributes:
+      upstream, downstream: columns; each with its direction, better being positive in all numbers.
+      transform: what is ranked, in words.
+      shapes: how many have both.
+      kendall, spearman: rank correlations; intervals by resampling shapes and the noise of seeds.
+      inversions: pairs that turn around, the surest first, at most `MAX_PAIRS`.
+      inverted, decided: how many pairs turn around, of those that both sides decide.
+      by_operator: inversions that the operator's shapes take part in.
+    """
+
+    upstream: tuple[str, Direction]
+    downstream: tuple[str, Direction]
+    transform: str
+    shapes: int
+    kendall: Interval
+    spearman: Interval
+    inversions: tuple[Inversion, ...]
+    inverted: int
+    decided: int
+    by_operator: tuple[tuple[str, int], ...]
+
+
+def agreements(
+    table: Table, upstream: tuple[str, Direction], downstream: Sequence[tuple[str, Direction]],
+    seed: int = SEED,
+) -> list[Agreement]:
+    """Sets every downstream quality beside the upstream one.
+
+    Args:
+      table: the rows of one domain.
+      upstream, downstream: columns with directions.
+      seed: of the resampling.
+    """
+    shapes = shapes_of(table)
+    first = seed_values(table, shapes, upstream[0])
+    found = []
+    for quality in downstream:
+        second = seed_values(table, shapes, quality[0])
+        known = np.flatnonzero(np.isfinite(first.mean) & np.isfinite(second.mean))
+        if len(known) >= MIN_SHAPES:
+            found.append(_agreement(_pick(first, known), _pick(second, known), upstream, quality,
+                                    seed))
+    return found
+
+
+def _pick(values: SeedValues, places: np.ndarray) -> SeedValues:
+    examples = None if values.examples is None else values.examples[places]
+    return SeedValues(tuple(values.names[i] for i in places), values.mean[places],
+                      values.sd[places], values.n[places], examples)
+
+
+def _agreement(
+    first: SeedValues, second: SeedValues, upstream: tuple[str, Direction],
+    downstream: tuple[str, Direction], seed: int,
+) -> Agreement:
+    signs = [1.0 if way == "max" else -1.0 for _, way in (upstream, downstream)]
+    means = [sign * values.mean for sign, values in zip(signs, (first, second), strict=True)]
+    noises = [uncertain(first), uncertain(second)]
+    rng = np.random.default_rng(seed)
+    places = rng.integers(0, len(means[0]), (DRAWS, len(means[0])))
+    drawn = []
+    for k, noise in enumerate(noises):
+        one = np.repeat(means[k][None], DRAWS, 0) if noise is None else \
+            signs[k] * draw_means(noise, DRAWS, seed + k)
+        drawn.append(np.take_along_axis(one, places, axis=1))
+    method = "percentile over shapes" + (" and seeds" if all(noises) else "")
+    inversions, decided = _inversions(first.names, noises, signs)
+    involved = Counter(operator for one in inversions for operator in {
+        "-".join(split_name(name)[1]) for name in (one.upstream_better, one.downstream_better)}
+        if operator)
+    return Agreement(
+        upstream, downstream,
+        f"ranks of {_signed(*upstream)} against ranks of {_signed(*downstream)}", len(means[0]),
+        _interval(kendall_tau(*means), kendall_tau(*drawn), method),
+        _interval(spearman(*means), spearman(*drawn), method), tuple(inversions[:MAX_PAIRS]),
+        len(inversions), decided, tuple(sorted(involved.items(), key=lambda pair: -pair[1])))
+
+
+def _signed(name: str, way: Direction) -> str:
+    return name if way == "max" else f"-{name}"
+
+
+def _interval(estimate: np.ndarray, drawn: np.ndarray, method: str) -> Interval:
+    if not np.isfinite(estimate):
+        return Interval(None, None, None, "one side is constant")
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = float(estimate)
+    return Interval(value, float(min(low, value)), float(max(high, value)), method)
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Spearman's rho of the last axis (mean ranks for ties); NaN where one side is constant.
+
+    >>> float(spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])))
+    0.5
+    """
+    a, b = _ranks(one), _ranks(other)
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    less = (values[..., None, :] < values[..., :, None]).sum(-1)
+    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
+    return less + (equal - 1) / 2
+
+
+def _inversions(
+    names: Sequence[str], noises: Sequence[Uncertain | None], signs: Sequence[float]
+) -> tuple[list[Inversion], int]:
+    """The pairs that turn around, and the number of pairs that both sides decide."""
+    size = len(names)
+    up, down = noises
+    if up is None or down is None or size > 400:
+        return [], 0
+    i, j = np.triu_indices(size, 1)
+    weights = np.zeros((len(i), size))
+    weights[np.arange(len(i)), i], weights[np.arange(len(i)), j] = 1, -1
+    pairs = zip(i.tolist(), j.tolist(), contrasts(up, signs[0] * weights),
+                contrasts(down, signs[1] * weights), strict=True)
+    found, decided = [], 0
+    for a, b, first, second in pairs:
+        if not (_beyond(first) and _beyond(second)):
+            continue
+        decided += 1
+        if (first.estimate or 0) * (second.estimate or 0) < 0:
+            better, worse = (a, b) if (first.estimate or 0) > 0 else (b, a)
+            if better == a:
+                found.append(Inversion(names[better], names[worse], first, _flip(second)))
+            else:
+                found.append(Inversion(names[better], names[worse], _flip(first), second))
+    return sorted(found, key=lambda one: -min(one.upstream.low or 0, one.downstream.low or 0)), \
+        decided
+
+
+def _beyond(one: Interval) -> bool:
+    return one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
+
+
+def _flip(one: Interval) -> Interval:
+    low, high = (None if v is None else -v for v in (one.high, one.low))
+    return Interval(None if one.estimate is None else -one.estimate, low, high, one.method)
