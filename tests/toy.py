@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from deepnarrow.formats import CheckpointFormat, CheckpointHeader
 from deepnarrow.modality import (
     EXAMPLE_MASK,
     Batch,
     BoundArchitecture,
-    CheckpointFormat,
-    CheckpointHeader,
     Costs,
     Example,
     FlopTerm,

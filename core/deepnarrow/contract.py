@@ -11,14 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from deepnarrow.errors import PluginError, shorten
-from deepnarrow.modality import (
-    AnyArchitecture,
-    BoundArchitecture,
-    CheckpointFormat,
-    Metric,
-    Modality,
-    Task,
-)
+from deepnarrow.formats import CheckpointFormat
+from deepnarrow.modality import AnyArchitecture, BoundArchitecture, Metric, Modality, Task
 from deepnarrow.ops import ShapeOp
 from deepnarrow.shape import Preset, Shape
 

@@ -17,7 +17,8 @@ from deepnarrow.assemble import count_costs
 from deepnarrow.config import resolve_options
 from deepnarrow.errors import InputError, suggest
 from deepnarrow.files import check_new, new_path
-from deepnarrow.modality import CheckpointFormat, CheckpointHeader, Modality, Params
+from deepnarrow.formats import CheckpointFormat, CheckpointHeader
+from deepnarrow.modality import Modality, Params
 from deepnarrow.rundir import (
     CHECKPOINTS,
     RunInfo,

@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from deepnarrow.formats import CheckpointFormat
 from deepnarrow.shape import Preset, Shape
 
 if TYPE_CHECKING:
@@ -421,49 +422,6 @@ class Task:
 
 
 # --- modality ---------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class CheckpointHeader:
-    """What a foreign checkpoint says without its numbers: read from configs and arrays' headers.
-
-    Attributes:
-      shape: the model's.
-      options: the model options that the checkpoint decides (`vocab_size`, `patch_size`).
-      files: every file that it is read from, in an order that the layout decides, as paths relative
-        to its folder (its own name, where the checkpoint is one file); the core hashes their
-        contents in this order.
-      adjustable: options that may be set otherwise; `read` makes the params fit the header's.
-    """
-
-    shape: Shape
-    options: Mapping[str, Any]
-    files: tuple[str, ...]
-    adjustable: frozenset[str] = frozenset()
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointFormat:
-    """A foreign layout of weights. Reading one executes nothing and unpickles nothing.
-
-    The core lays the header's options over the modality's, compares every array that `read` returns
-    with what a model of that shape has (paths, shapes, float32), and puts what `write` made in
-    place whole; see `rundir.py`.
-
-    Attributes:
-      inspect: `inspect(path) -> CheckpointHeader` of a file or folder; reads configs and headers,
-        so that a study is planned in seconds.
-      read: `read(path, header) -> params`: NumPy arrays, float32.
-      write: `write(path, shape, options, params)` makes the file or folder `path`, which does not
-        exist yet; None for a layout that is only read. Raises `NotApplicable` where the layout
-        cannot hold such a model.
-      architecture: the architecture whose params these are.
-    """
-
-    inspect: Callable[[str], CheckpointHeader]
-    read: Callable[[str, CheckpointHeader], Params]
-    write: Callable[[str, Shape, ConfigDict, Params], None] | None = None
-    architecture: str = "transformer"
-
-
 @dataclasses.dataclass(frozen=True)
 class Modality:
     """What a plugin returns from `deepnarrow_register_modalities`.

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.files import write_bytes
-from deepnarrow.modality import CheckpointFormat, CheckpointHeader, Params
+from deepnarrow.formats import CheckpointFormat, CheckpointHeader
+from deepnarrow.modality import Params
 from deepnarrow.shape import Shape
 from deepnarrow.tensorfiles import (
     read_arrays,

@@ -20,7 +20,8 @@ import numpy as np
 
 from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.foreign import checked_file
-from deepnarrow.modality import CheckpointFormat, CheckpointHeader, Params
+from deepnarrow.formats import CheckpointFormat, CheckpointHeader
+from deepnarrow.modality import Params
 from deepnarrow.shape import Shape
 from deepnarrow.tensorfiles import read_json
 from deepnarrow_text_t5.convert import Entry, entries, put

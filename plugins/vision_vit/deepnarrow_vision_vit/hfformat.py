@@ -16,7 +16,8 @@ import numpy as np
 
 from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.files import write_json
-from deepnarrow.modality import CheckpointHeader, Params
+from deepnarrow.formats import CheckpointHeader
+from deepnarrow.modality import Params
 from deepnarrow.shape import Shape
 from deepnarrow.tensorfiles import read_arrays, read_json
 from deepnarrow_vision_vit.convert import split_class_position

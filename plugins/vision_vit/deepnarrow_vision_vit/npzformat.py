@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deepnarrow.errors import InputError
-from deepnarrow.modality import CheckpointHeader, Params
+from deepnarrow.formats import CheckpointHeader
+from deepnarrow.modality import Params
 from deepnarrow.npz import ArrayHeader, read_arrays, read_headers
 from deepnarrow.shape import Shape
 from deepnarrow_vision_vit.convert import (

@@ -9,17 +9,9 @@ import deepnarrow_vision_vit.frame as frame
 import deepnarrow_vision_vit.hfformat as hfformat
 import deepnarrow_vision_vit.npzformat as npzformat
 import deepnarrow_vision_vit.timmformat as timmformat
+from deepnarrow.formats import CheckpointFormat
 from deepnarrow.hookspecs import hookimpl
-from deepnarrow.modality import (
-    BoundArchitecture,
-    CheckpointFormat,
-    Key,
-    Modality,
-    Model,
-    Params,
-    Path,
-    Stack,
-)
+from deepnarrow.modality import BoundArchitecture, Key, Modality, Model, Params, Path, Stack
 from deepnarrow.shape import Shape
 from deepnarrow_vision_vit.big_vision import ARCHITECTURE as BIG_VISION
 from deepnarrow_vision_vit.options import default_options

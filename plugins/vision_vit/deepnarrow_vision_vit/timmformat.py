@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepnarrow.errors import InputError, NotApplicable
-from deepnarrow.modality import CheckpointHeader, Params
+from deepnarrow.formats import CheckpointHeader
+from deepnarrow.modality import Params
 from deepnarrow.shape import Shape
 from deepnarrow.tensorfiles import read_arrays
 from deepnarrow_vision_vit.convert import split_class_position, square_side

@@ -1,0 +1,57 @@
+"""Foreign layouts of weights, as a modality registers them; part of the contract."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from deepnarrow.shape import Shape
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+Params = Any  # a nested dict of float32 arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointHeader:
+    """What a foreign checkpoint says without its numbers: read from configs and arrays' headers.
+
+    Attributes:
+      shape: the model's.
+      options: the model options that the checkpoint decides (`vocab_size`, `patch_size`).
+      files: every file that it is read from, in an order that the layout decides, as paths relative
+        to its folder (its own name, where the checkpoint is one file); the core hashes their
+        contents in this order.
+      adjustable: options that may be set otherwise; `read` makes the params fit the header's.
+    """
+
+    shape: Shape
+    options: Mapping[str, Any]
+    files: tuple[str, ...]
+    adjustable: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointFormat:
+    """A foreign layout of weights. Reading one executes nothing and unpickles nothing.
+
+    The core lays the header's options over the modality's, compares every array that `read` returns
+    with what a model of that shape has (paths, shapes, float32), and puts what `write` made in
+    place whole; see `rundir.py`.
+
+    Attributes:
+      inspect: `inspect(path) -> CheckpointHeader` of a file or folder; reads configs and headers,
+        so that a study is planned in seconds.
+      read: `read(path, header) -> params`: NumPy arrays, float32.
+      write: `write(path, shape, options, params)` makes the file or folder `path`, which does not
+        exist yet; None for a layout that is only read. Raises `NotApplicable` where the layout
+        cannot hold such a model.
+      architecture: the architecture whose params these are.
+    """
+
+    inspect: Callable[[str], CheckpointHeader]
+    read: Callable[[str, CheckpointHeader], Params]
+    write: Callable[[str, Shape, ConfigDict, Params], None] | None = None
+    architecture: str = "transformer"
