@@ -6,11 +6,11 @@
 
 The literature counts FLOPs in several ways that differ by tens of per cent for small models, so a
 number without its convention means nothing. `CONVENTIONS` names them; each is two functions of
-`Costs` that return the forward and the training FLOPs of one example by component. Training is
-three times forward: a backward pass multiplies each matrix twice (Kaplan et al. 2020, section 2.1;
-Hoffmann et al. 2022, appendix F). `matmul` and `hardware`, which count what runs, leave out the
-product that nobody needs where a matmul's input is data (`FlopTerm.backward`); the conventions of
-papers multiply by three throughout, as the papers do.
+`Costs` that return the forward and the training FLOPs of one example by component. In the
+papers' conventions training is three times forward: a backward pass multiplies each matrix twice
+(Kaplan et al. 2020, section 2.1; Hoffmann et al. 2022, appendix F). `matmul` and `hardware`, which
+count what runs, leave out the product that nobody needs where a matmul's input is data
+(`FlopTerm.backward`): they come out slightly below three.
 
 A token is a position of a stack, and an example has those of all its stacks: T5's inputs and
 targets (encoder and decoder), a ViT's patches and its class token, if any. Padding counts, for it
@@ -72,7 +72,7 @@ def matmul_train(costs: Costs) -> ByComponent:
 def kaplan_forward(costs: Costs) -> ByComponent:
     """2 N + 2 n_layer n_ctx d_attn a token (Kaplan et al. 2020, table 1), N without embeddings.
 
-    N is `params_non_embedding` (the paper leaves out biases and norms too, well under a per cent).
+    N are the weights of linear maps outside embeddings: no biases, norms or position tables.
     The attention term is the scores alone, half of what `matmul` counts for attention.
     A parameter works on its stack's positions, outside the stacks on those of the last one, unless
     it says otherwise (`ParamArray.positions`): a classifier's head works on one, the keys and
@@ -173,7 +173,8 @@ class CostSummary:
     Attributes:
       convention: the name of the convention of every FLOP here.
       params_total: all parameters; shared ones once.
-      params_embedding: those of the components `embedding` and `position`.
+      params_embedding: those of the components `embedding` and `position`: what is around the
+        stacks. A stack's own positions (T5's relative bias) are not among them.
       params_non_embedding: the others.
       params_active: those that one example uses (all, unless experts are chosen).
       params_by_component: as the name says.
@@ -182,7 +183,7 @@ class CostSummary:
       flops_by_component: forward FLOPs per example.
       flops_train_by_component: training FLOPs per example.
       tokens_per_example: positions of all stacks together (encoder and decoder).
-      activation_bytes_per_example: kept for the backward pass without remat.
+      activation_bytes_per_example: kept for the backward pass, under the model's remat.
       costs: what it was computed from, which `convert` reads.
     """
 
@@ -309,14 +310,17 @@ def _sum_terms(costs: Costs, flops_of: Callable[[FlopTerm], float]) -> ByCompone
 
 
 def _param_flops(costs: Costs, *, embeddings: bool) -> defaultdict[str, float]:
-    """2 FLOPs for each active parameter at each position that it works on."""
+    """2 FLOPs for each active parameter at each position that it works on.
+
+    Without `embeddings` only the weights of linear maps count.
+    """
     if not costs.lengths:
         raise InputError("costs", "no stack lengths, which this convention needs",
                          hint="count with modality.count_costs, which fills them in")
     last = list(costs.lengths.values())[-1]
     flops: defaultdict[str, float] = defaultdict(float)
     for array in costs.arrays:
-        if embeddings or array.component not in EMBEDDING_COMPONENTS:
+        if embeddings or (array.component not in EMBEDDING_COMPONENTS and array.is_kernel):
             stack = costs.lengths.get(array.component.split("/")[0], last)
             positions = stack if array.positions is None else array.positions
             flops[array.component] += 2.0 * array.size * array.active * positions

@@ -1,8 +1,8 @@
 """Chips and what a training step would take on them at best. Everything here is an estimate.
 
-The table holds what vendors publish. `roofline_step_time` divides work by peak rates: a bound that
-no real step beats and that most miss by a factor of two or more. It orders shapes; measured step
-times judge them.
+The table holds what vendors publish. `roofline_step_time` divides work by peak rates: most real
+steps miss that by a factor of two or more, and one whose compiler fuses away what is counted as
+memory traffic may beat it. It orders shapes; measured step times judge them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ CHIPS: Mapping[str, Chip] = {
         _tpu("v4", 275, 32 * GIBI, 1200, 6 * 24000 / 512, "v4; links from the pod's bisection",
              int8=275),
         _tpu("v5e", 197, 16 * GIGA, 819, 1600 / 8, "v5e", int8=393),
-        _tpu("v5p", 459, 95 * GIGA, 2765, 4800 / 8, "v5p"),
+        _tpu("v5p", 459, 95 * GIBI, 2765, 4800 / 8, "v5p"),
         _tpu("v6e", 918, 32 * GIGA, 1600, 3200 / 8, "v6e", int8=1836),
         # NVIDIA prints H100 rates with 2:4 sparsity; a dense matmul runs at half of them.
         _gpu("h100", 1979 / 2, 989 / 2, 3958 / 2, 3350, 900, "NVIDIA H100 data sheet, SXM, dense"),
@@ -99,17 +99,26 @@ def chip_named(name: str) -> Chip:
 
 @dataclasses.dataclass(frozen=True)
 class StepTimeEstimate:
-    """An estimate, in seconds, of one data-parallel training step: a lower bound, not measured.
+    """An estimate, in seconds, of one data-parallel training step; nothing is measured.
 
     Attributes:
       compute_s: matmul FLOPs at the chip's peak.
       memory_s: parameters, optimiser statistics and activations through memory.
       interconnect_s: the gradients' ring all-reduce between chips.
+      bytes_needed: parameters, gradients, statistics and kept activations on one chip.
+      bytes_there: the chip's memory.
     """
 
     compute_s: float
     memory_s: float
     interconnect_s: float
+    bytes_needed: float
+    bytes_there: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the chip has memory enough, by this estimate."""
+        return self.bytes_needed <= self.bytes_there
 
     @property
     def step_time_s(self) -> float:
@@ -162,4 +171,6 @@ def roofline_step_time(
         compute_s=flops / chip.peak_flops[dtype],
         memory_s=moved / chip.hbm_bandwidth,
         interconnect_s=reduced / chip.interconnect_bandwidth,
+        bytes_needed=2 * params + statistics + activations,
+        bytes_there=chip.hbm_bytes,
     )

@@ -43,6 +43,8 @@ LOGICAL_AXES = frozenset({
     "classes", "expert", "batch",
 })
 
+TABLE_AXES = frozenset({"vocab", "length", "buckets"})  # of tables that are looked up in
+
 # Keys that the core adds to every batch.
 EXAMPLE_ID = "example_id"  # int64 [batch]: index of the example in its source
 EXAMPLE_MASK = "example_mask"  # float32 [batch]: 1 for an example, 0 for padding of the last batch
@@ -79,6 +81,28 @@ class ParamArray:
             total *= dim
         return total
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is the weight of a linear map, and no bias, norm or table."""
+        joined = [i for i, axis in enumerate(self.axes) if axis != "layers"
+                  and not (axis == "kv" and i and self.axes[i - 1] == "heads")]
+        return is_kernel([self.axes[i] for i in joined], [self.shape[i] for i in joined])
+
+
+def is_kernel(axes: Sequence[str | None], shape: Sequence[int]) -> bool:
+    """Says whether an array of one layer is the weight of a linear map.
+
+    It has two or more axes, `heads` and `kv` counting as one and unnamed axes of length 1 not at
+    all, and none of them counts pieces, positions or buckets.
+
+    >>> is_kernel(("embed", "mlp"), (64, 256)), is_kernel(("vocab", "embed"), (32128, 64))
+    (True, False)
+    >>> is_kernel((None, None, "embed"), (1, 1, 64))
+    False
+    """
+    real = [axis for axis, size in zip(axes, shape, strict=True) if axis is not None or size > 1]
+    return len(real) >= 2 and not TABLE_AXES.intersection(real)
+
 
 @dataclasses.dataclass(frozen=True)
 class FlopTerm:
@@ -92,7 +116,8 @@ class FlopTerm:
       forward: FLOPs of the forward pass for one example, every matmul counted once.
       scores: of `attention`: how many scores pass a softmax (heads x queries x keys x layers), for
         the convention that counts it.
-      activation_floats: what this work keeps for the backward pass without remat, per example.
+      activation_floats: what this work keeps for the backward pass, per example, under the
+        model's remat.
       backward: multiples of the forward FLOPs that the backward pass takes: 2, a gradient of each
         factor; 1 where the input needs no gradient, as the data do not.
     """
@@ -112,8 +137,8 @@ class Costs:
     Attributes:
       arrays: every parameter.
       flops: the forward pass's work.
-      activation_floats: kept for the backward pass without remat, per example, besides what the
-        terms of `flops` keep.
+      activation_floats: kept for the backward pass, per example, besides what the terms of `flops`
+        keep.
       lengths: positions of each stack by role; `count_costs` sets it. A position of a stack is a
         token: an example has as many as all stacks together (encoder and decoder).
       remat: the model option of that name; `count_costs` sets it.

@@ -362,16 +362,18 @@ def _split_preset(text: str, vocabulary: Vocabulary) -> tuple[str, str]:
     word = re.split(r"[-/]", text)[0]
     match = _TERM.fullmatch(word.lower())
     if match and _symbol_of(match[1], vocabulary):
+        first = next(iter(vocabulary.presets))
         raise ShapeError(_where(text, 1),
                          f"starts with an operator, not a preset of {vocabulary.owner}",
                          got=repr(shorten(word)), expected=_preset_names(vocabulary),
-                         hint=f"write the preset first: {next(iter(vocabulary.presets))}-...")
+                         hint=f"write the preset first: {first}-{shorten(text, 40)}")
     near = _near_preset(word, vocabulary)
+    rest = text[len(word):]
     if near is None and (near := suggest(text, vocabulary.catalogue)):
-        word = text
+        word, rest = text, ""
     raise ShapeError(_where(text, 1), f"unknown preset of {vocabulary.owner}",
                      got=repr(shorten(word)), expected=_preset_names(vocabulary),
-                     hint=f"did you mean {near}?" if near else None)
+                     hint=f"did you mean {near}{shorten(rest, 40)}?" if near else None)
 
 
 def _preset_names(vocabulary: Vocabulary) -> str:
@@ -398,6 +400,10 @@ def _split_suffix(text: str, rest: str, vocabulary: Vocabulary) -> tuple[int | N
         raise ShapeError(_where(text, column), f"'/' means nothing in {vocabulary.owner}",
                          hint=f"write {text[: column - 1]}")
     token, dash, tail = rest[1:].partition("-")
+    if "/" in token:
+        raise ShapeError(_where(text, column + 1 + token.index("/")), "a second '/'",
+                         expected="one, right after the preset", hint=f"write {text[:column - 1]}/"
+                         f"{token.partition('/')[0]}")
     value = _parse_integer(text, token, column + 1, f"'/' ({vocabulary.suffix_option})", MAX_OPTION)
     return value, dash + tail
 
@@ -455,7 +461,8 @@ def _parse_integer(text: str, token: str, column: int, name: str, high: int) -> 
     match = _INTEGER.fullmatch(token)
     if match is None:
         what = f"{name} needs a positive integer in plain digits 0-9 without a leading 0"
-        raise ShapeError(_where(text, column), what, got=repr(shorten(token)),
+        seen = token or text[column - 1:]  # of nl-5 the token ends before the dash
+        raise ShapeError(_where(text, column), what, got=repr(shorten(seen)),
                          expected=f"1..{high}, or a number with k for x 1024")
     value = int(match[1]) * (1024 if match[2] else 1) if len(match[1]) <= MAX_DIGITS else None
     if value is None or not 1 <= value <= high:
@@ -470,7 +477,7 @@ def _parse_decimal(text: str, token: str, column: int, name: str) -> Fraction:
                          got=f"{len(token)} characters", expected=f"at most {MAX_FACTOR}")
     if _DECIMAL.fullmatch(token) is None or Fraction(token) == 0:
         raise ShapeError(_where(text, column), f"{name}* needs a positive decimal factor",
-                         got=repr(shorten(token)), expected="e.g. 2 or 1.5")
+                         got=repr(shorten(token or text[column - 1:])), expected="e.g. 2 or 1.5")
     return Fraction(token)
 
 

@@ -11,7 +11,7 @@ layer at a time (`jax.vmap` over the layers), `heads` and `kv` joined to one axi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,11 +20,10 @@ import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from deepnarrow.errors import InputError
-from deepnarrow.modality import Axes, Params
+from deepnarrow.modality import Axes, Params, is_kernel
 from deepnarrow.protocol import OptimizerConfig
 
 UNSTACKED = "unstacked"
-TABLE_AXES = frozenset({"vocab", "length", "buckets"})  # of tables that are looked up in
 Matrices = dict[str, jax.Array]  # path -> [layers, rows, columns], or [rows, columns] if unstacked
 
 
@@ -146,21 +145,6 @@ def _adamw(
         optax.scale_by_adam(b1=config.b1, b2=config.b2), optax.scale(config.learning_rate), *decay,
         optax.scale_by_schedule(lambda step: schedule(step) / -config.learning_rate),
     )
-
-
-def is_kernel(axes: Sequence[str | None], shape: Sequence[int]) -> bool:
-    """Says whether an array of one layer is the weight of a linear map.
-
-    It has two or more axes, `heads` and `kv` counting as one and unnamed axes of length 1 not at
-    all, and none of them counts pieces, positions or buckets.
-
-    >>> is_kernel(("embed", "mlp"), (64, 256)), is_kernel(("vocab", "embed"), (32128, 64))
-    (True, False)
-    >>> is_kernel((None, None, "embed"), (1, 1, 64))
-    False
-    """
-    real = [axis for axis, size in zip(axes, shape, strict=True) if axis is not None or size > 1]
-    return len(real) >= 2 and not TABLE_AXES.intersection(real)
 
 
 def axes_by_path(param_axes: Any) -> dict[str, Axes]:

@@ -302,8 +302,9 @@ def parse_budget(
         raise InputError(f"budget {text!r}", "unknown kind", got=kind, expected=f"one of {kinds}",
                          hint=f"did you mean {near}?" if near else None)
     if kind == "time" and machine is None:
-        raise InputError(f"budget {text!r}", "no chip to estimate the time for")
-    if re.match(r"[+.\-0-9]|nan|inf", amount, re.IGNORECASE) or not amount:
+        raise InputError(f"budget {text!r}", "no chip to estimate the time for",
+                         expected="a machine", hint="give the chip that a step is to run on")
+    if re.match(r"[+.\-0-9\s]|(nan|inf(inity)?)$", amount, re.IGNORECASE) or not amount:
         number = float(amount) if _NUMBER.fullmatch(amount) else math.nan
         if not (math.isfinite(number) and number > 0):
             raise InputError(f"budget {text!r}", "no positive number", got=repr(amount),

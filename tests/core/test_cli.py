@@ -510,6 +510,11 @@ def test_step_time_is_a_roofline_of_one_chip(run):
         assert time["interconnect_s"] == 0
         assert time["seconds"] == max(time["compute_s"], time["memory_s"])
         assert time["bound"] == max(("compute", "memory"), key=lambda name: time[f"{name}_s"])
+        assert time["fits"] is True
+    _, out, _ = run("shape", "text_t5", "xxl", "--chip", "v5e", "--json")
+    [xxl] = json.loads(out)
+    assert xxl["step_time"]["bytes_needed"] > 8 * xxl["params"]["total"] > 16e9
+    assert (xxl["step_time"]["bytes_there"], xxl["step_time"]["fits"]) == (16e9, False)
     _, table, _ = run("shape", "text_t5", "base", "--chip", "v5e")
     assert "a training step on one v5e, batch 128" in table
     assert "estimate" in table
@@ -670,6 +675,12 @@ BUDGET = ["--budget", "params:1e9"]
     (["base", "--optimizer", "adamw"], "--optimizer: means nothing without --ledger", "--ledger"),
     (["base", "--ledger", "--ledger"], "--ledger: is given twice. Hint", "keep one"),
     (["base", "--chip", "v5"], "chip: unknown (got v5; expected one of v3, v4", "did you mean"),
+    (["--strategy", "width", "--from", "small", "--budget", "params:100e6,flops:base"],
+     "--budget: has several kinds; a ladder has one", "params:100e6,220e6"),
+    (["--strategy", "width", "--from", "small", "--budget", "params:info"],
+     "unknown preset of text_t5 (got 'info'", ""),
+    (["--strategy", "width", "--from", "small", "--budget", "params: 2e8"],
+     "no positive number (got ' 2e8'", ""),
     (["--strategy", "width", "--from", "small", "--budget", "params:1_000_000"],
      "no positive number (got '1_000_000'", ""),
     (["base", "--ledger", "--optimizer", "adamv"],
@@ -750,8 +761,7 @@ def test_study_refuses_a_bad_config_before_it_writes(refused, tmp_path):
     lines = refused("study", str(path), "--workdir", str(tmp_path / "w"), "--set", "nmae=x")
     assert [line.split(" (expected")[0] for line in lines] == [
         "error: --set nmae: unknown key",
-        f"error: {path}: modalities.text_t5.protocol.bach: unknown key",
-        f"error: {path}: modalities.text_t5.protocol.batch_size: is missing"]
+        f"error: {path}: modalities.text_t5.protocol.bach: unknown key"]
     assert not (tmp_path / "w").exists()
 
 

@@ -91,7 +91,7 @@ def test_matmul_counts_every_product():
 
 def test_kaplan_is_table_1():
     # C_forward = 2 N + 2 n_layer n_ctx d_attn a token.
-    per_token = 2 * (MATRICES + NORMS) + 2 * LAYERS * INPUTS * D_ATTN
+    per_token = 2 * MATRICES + 2 * LAYERS * INPUTS * D_ATTN
     assert count("kaplan").flops_forward_per_example == INPUTS * per_token
     assert count("kaplan").flops_train_per_example == 3 * INPUTS * per_token
 

@@ -28,7 +28,7 @@ def test_the_table_is_complete_and_sourced():
         assert chip.peak_flops["float32"] <= chip.peak_flops["bfloat16"]
         # Orders of magnitude: tera-FLOP/s, tens of GB, hundreds of GB/s.
         assert 1e14 < chip.peak_flops["bfloat16"] < 1e15
-        assert 1.5e10 < chip.hbm_bytes < 1e11
+        assert 1.5e10 < chip.hbm_bytes < 1.1e11
         assert 5e11 < chip.hbm_bandwidth < 5e12
         assert 1e11 < chip.interconnect_bandwidth < chip.hbm_bandwidth
 
@@ -37,7 +37,7 @@ def test_the_table_is_complete_and_sourced():
     ("v3", 123, 32 * 1.073741824, 900, 400),
     ("v4", 275, 32 * 1.073741824, 1200, 281.25),
     ("v5e", 197, 16, 819, 200),
-    ("v5p", 459, 95, 2765, 600),
+    ("v5p", 459, 95 * 2**30 / 1e9, 2765, 600),
     ("v6e", 918, 32, 1600, 400),
     ("h100", 989.5, 80, 3350, 450),
     ("a100", 312, 80, 2039, 300),
@@ -65,6 +65,9 @@ def test_the_estimate_by_hand():
     assert estimate.interconnect_s == pytest.approx(2 * 4 * PARAMS * 3 / 4 / 1e8, rel=1e-12)
     assert estimate.step_time_s == estimate.interconnect_s
     assert estimate.bound == "interconnect"
+    needed = 2 * 4 * PARAMS + 8 * PARAMS + 4 * 5000 * 8 / 4
+    assert (estimate.bytes_needed, estimate.bytes_there) == (needed, chip.hbm_bytes)
+    assert estimate.fits == (needed <= chip.hbm_bytes)
     alone = roofline_step_time(SUMMARY, chip, batch_size=8, dtype="float32", optimizer="adafactor")
     assert alone.interconnect_s == 0
     assert alone.compute_s == pytest.approx(3 * FORWARD * 8 / 5e11, rel=1e-12)

@@ -189,8 +189,18 @@ def test_activations_are_what_jax_keeps(name):
     # block of zeros a stack, which JAX's rule for it makes), and a sum needs neither of its parts.
     layers = 3 if role == "encoder" else 2
     relu = (layers - 1) * LENGTH * SHAPE.d_ff if options.activation == "relu" else 0
-    bias = SHAPE.num_heads * LENGTH**2 if options.relative_buckets else 0
-    assert floats_kept(role, options) == counted - outside - relu - bias
+    assert floats_kept(role, options) == counted - outside - relu
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("name", SETUPS)
+def test_activations_under_remat_are_what_jax_keeps(name, remat):
+    role, options = SETUPS[name]
+    options = dataclasses.replace(options, remat=remat)
+    costs = make_stack(SHAPE, role, LENGTH, options).count()
+    counted = costs.activation_floats + sum(term.activation_floats for term in costs.flops)
+    outside = (LENGTH - (options.context_length or 0)) * SHAPE.d_model
+    assert floats_kept(role, options) == counted - outside
 
 
 def test_remat_keeps_less():

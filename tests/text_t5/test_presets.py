@@ -135,9 +135,9 @@ def test_kaplan_counts_what_reads_the_inputs_at_the_inputs(t5):
     modality, architecture = t5
     options = resolve_options(modality.options, {"input_length": 40, "target_length": 9}, "options")
     costs = count_costs(modality, architecture, shape, options)
-    attention, mlp, norm, bias = 4 * 128 * 64, 2 * 128 * 320, 128, 32 * 4
-    encoder = 3 * (attention + mlp + 2 * norm) + norm + bias
-    decoder = 2 * (attention + attention // 2 + mlp + 3 * norm) + norm + bias
+    attention, mlp = 4 * 128 * 64, 2 * 128 * 320
+    encoder = 3 * (attention + mlp)
+    decoder = 2 * (attention + attention // 2 + mlp)
     from_encoder = 2 * attention // 2
     scores = 2 * 64 * (3 * 40 * 40 + 2 * 9 * 9 + 2 * 9 * 40)
     assert summarize(costs, "kaplan").flops_forward_per_example == (

@@ -1,5 +1,6 @@
 """ViT's shapes: parameter counts equal big_vision's own model."""
 
+import numpy as np
 import pytest
 
 from deepnarrow.assemble import count_costs
@@ -73,22 +74,24 @@ def test_the_suffix_is_the_patch_size(text, patch_size):
 @pytest.mark.parametrize(("pool_type", "positions"), [("gap", 196), ("tok", 197), ("map", 196)])
 def test_kaplan_and_palm_count_the_head_at_one_position(pool_type, positions):
     """By hand, S/16: an encoder at every position, its head at one, the probe's keys at all."""
-    layer = 4 * (384 * 384 + 384) + 2 * 384 * 1536 + 1536 + 384 + 4 * 384
-    encoder = 12 * layer + 2 * 384
-    at_one = 384 * 1000 + 1000 + (384 if pool_type == "tok" else 0)
-    at_all = 0
+    # Each part as (weights of linear maps, biases and norms).
+    layer = np.array([4 * 384 * 384 + 2 * 384 * 1536, 4 * 384 + 1536 + 384 + 4 * 384])
+    encoder = 12 * layer + [0, 2 * 384]
+    at_one = np.array([384 * 1000, 1000 + (384 if pool_type == "tok" else 0)])
+    at_all = np.array([0, 0])
     scores = 2 * 12 * positions**2 * 384
     if pool_type == "map":
-        at_all = 2 * (384 * 384 + 384)
-        at_one += at_all + 384 + 2 * 384 + 2 * 384 * 1536 + 1536 + 384
+        at_all = np.array([2 * 384 * 384, 2 * 384])
+        at_one += at_all + np.array([2 * 384 * 1536, 384 + 2 * 384 + 1536 + 384])
         scores += 2 * positions * 384
-    forward = 2 * (positions * (encoder + at_all) + at_one) + scores
+    linear, others = 2 * (positions * (encoder + at_all) + at_one)
+    forward = linear + scores
     kaplan, palm = (count("S/16", pool_type=pool_type, convention=name)
                     for name in ("kaplan", "palm"))
     assert kaplan.flops_forward_per_example == forward
     assert kaplan.flops_train_per_example == 3 * forward
     embedding = 2 * (196 * (16 * 16 * 3 * 384 + 384) + 196 * 384)
-    assert palm.flops_forward_per_example == forward + scores + embedding
+    assert palm.flops_forward_per_example == linear + others + 2 * scores + embedding
 
 
 def test_parts_of_the_frame():

@@ -17,7 +17,7 @@ With `--ledger` each also has `tokens`, the positions of each stack (an example'
 With `--chip` each also has `step_time`, a roofline estimate of one training step on one chip:
 
     chip, batch_size, dtype, optimizer, seconds (the longest of the next three), compute_s,
-    memory_s, interconnect_s, bound (which one that is)
+    memory_s, interconnect_s, bytes_needed, bytes_there, bound (which of the three), fits
 
 With `--strategy` the list has an object for each budget instead:
 
@@ -220,6 +220,9 @@ def _walk(
 def _budgets(text: str) -> list[str]:
     """Splits `params:60e6,220e6` into a budget for each amount."""
     kind, colon, amounts = text.partition(":")
+    if ":" in amounts:
+        raise InputError("--budget", "has several kinds; a ladder has one", got=text,
+                         expected="KIND:AMOUNT,AMOUNT,...", hint=f"{kind}:100e6,220e6")
     budgets = [f"{kind}{colon}{amount}" for amount in amounts.split(",")]
     if len(set(budgets)) < len(budgets):
         raise InputError("--budget", "has an amount twice", got=text, hint="keep one of them")
@@ -300,7 +303,7 @@ def _time_document(machine: Machine, costs: CostSummary) -> dict[str, Any]:
     estimate = machine.estimate(costs)
     return {"chip": machine.chip.name, "batch_size": machine.batch_size, "dtype": machine.dtype,
             "optimizer": machine.optimizer, "seconds": estimate.step_time_s,
-            **dataclasses.asdict(estimate), "bound": estimate.bound}
+            **dataclasses.asdict(estimate), "bound": estimate.bound, "fits": estimate.fits}
 
 
 def _show(
@@ -325,26 +328,29 @@ def _show(
     if ledger_of:
         for named, costs in counted:
             _show_ledger(console, named.name, costs, ledger_of)
-        console.print("activations: bytes per example that are kept for the backward pass without "
-                      f"remat; {ledger_of}: bytes of its statistics")
+        console.print("activations: bytes per example that are kept for the backward pass; "
+                      f"{ledger_of}: bytes of its statistics")
     if machine:
         _show_times(console, counted, machine)
     console.print(_convention_line(counted[0][1].convention))
 
 
 def _show_times(console: Console, counted: Counted, machine: Machine) -> None:
-    from deepnarrow.report.text import seconds
+    from deepnarrow.report.text import cost, seconds
 
     rows = []
     for named, costs in counted:
         estimate = machine.estimate(costs)
         rows.append((named.name, seconds(estimate.step_time_s), estimate.bound,
-                     seconds(estimate.compute_s), seconds(estimate.memory_s)))
+                     seconds(estimate.compute_s), seconds(estimate.memory_s),
+                     cost("peak_bytes", estimate.bytes_needed),
+                     "yes" if estimate.fits else "no"))
     title = f"a training step on one {machine.chip.name}, batch {machine.batch_size}"
-    columns = ["name", "step (estimate):", "bound by", "compute:", "memory:"]
+    columns = ["name", "step (estimate):", "bound by", "compute:", "memory:", "needs:", "fits"]
     console.print(table(columns, rows, title=title))
     console.print(f"estimate: matmuls at the {machine.dtype} peak against bytes through memory "
-                  f"({machine.optimizer}); no step is faster, most are slower")
+                  f"({machine.optimizer}); most steps take longer. needs: parameters, gradients, "
+                  "statistics and activations; remat and more chips lower it")
 
 
 def _show_ledger(console: Console, name: str, costs: CostSummary, optimizer: Optimizer) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from deepnarrow.errors import InputError, NotApplicable, suggest
 from deepnarrow.modality import (
@@ -167,9 +167,18 @@ class _Attention:
         projections = 2 * s.d_model * s.d_kv * outputs
         return projections, 2 * 2 * self.queries * self.keys * s.num_heads * s.d_kv
 
-    def activations(self) -> int:
-        """Query, key, value, weights and attended values of one layer and example."""
+    def kept(self, remat: Literal["none", "dots", "full"]) -> int:
+        """Floats of one layer and example that the backward pass needs.
+
+        All of query, key, value, attention weights and attended values; with `dots` the outputs of
+        the four projections.
+        """
         s = self.shape
+        if remat == "full":
+            return 0
+        if remat == "dots":
+            heads = self.queries * self.query_heads + self.keys * 2 * self.key_heads
+            return heads * s.d_kv + self.queries * s.d_model
         vectors = self.queries * 2 * s.num_heads + self.keys * 2 * self.key_heads
         return vectors * s.d_kv + s.num_heads * self.queries * self.keys
 
@@ -183,10 +192,12 @@ def count(shape: Shape, num_layers: int, length: int, options: StackOptions) -> 
     N, key and value on M; "heads" is 1 where shared); scores and weighted sums
     `4 L N M num_heads d_kv`; MLP `4 L N d_model d_ff`.
 
-    `activation_floats` is what the backward pass needs without remat: each norm's input and output;
-    query, key, value, attention weights and attended values of each attention; the MLP's hidden
-    layer before and after the activation; and once a stack the final norm's input and output and
-    the map of the relative bias. Dropout's masks (booleans) are left out.
+    `activation_floats` is what the backward pass needs; without remat each norm's input and output;
+    query, key, value, attention weights and attended values of each attention; and the MLP's hidden
+    layer before and after the activation. With `dots` it is each layer's input and the outputs of
+    its matrix products with parameters but the last, with `full` each layer's input. Once a stack
+    the final norm's input and output come on top. Dropout's masks (booleans) and the map of the
+    relative bias, one for all examples, are left out.
     """
     attentions = [_Attention("attention", shape, length, length)]
     if options.context_length is not None:
@@ -198,16 +209,15 @@ def count(shape: Shape, num_layers: int, length: int, options: StackOptions) -> 
                   FlopTerm(attention.component, "attention", float(num_layers * maps),
                            scores=float(num_layers * shape.num_heads
                                         * attention.queries * attention.keys),
-                           activation_floats=float(num_layers * attention.activations()))]
+                           activation_floats=float(num_layers * attention.kept(options.remat)))]
     mlp = 2 * 2 * length * shape.d_model * shape.d_ff
+    hidden = {"none": 2 * shape.d_ff, "dots": shape.d_ff, "full": 0}[options.remat]
     flops.append(FlopTerm("mlp", "weight", float(num_layers * mlp),
-                          activation_floats=2.0 * num_layers * length * shape.d_ff))
-    norms = num_layers * (len(attentions) + 1) + 1
+                          activation_floats=float(num_layers * length * hidden)))
+    # Of the layers, and of the final norm.
+    vectors = num_layers * (2 * (len(attentions) + 1) if options.remat == "none" else 1) + 2
     flops.append(FlopTerm("norm", "weight", 0.0,
-                          activation_floats=2.0 * norms * length * shape.d_model))
-    if options.relative_buckets:
-        flops.append(FlopTerm("position", "embedding", 0.0,
-                              activation_floats=float(shape.num_heads * length**2)))
+                          activation_floats=float(vectors * length * shape.d_model)))
     return Costs(arrays=_arrays(shape, num_layers, options), flops=tuple(flops))
 
 
@@ -223,8 +233,8 @@ def _arrays(shape: Shape, num_layers: int, options: StackOptions) -> tuple[Param
     layer += _projection_arrays(("mlp", "wi"), [embed], [mlp], options)
     layer += _projection_arrays(("mlp", "wo"), [mlp], [embed], options)
     stacked = [
-        dataclasses.replace(array, path=("layers", *array.path),
-                            shape=(num_layers, *array.shape), axes=("layers", *array.axes))
+        ParamArray(("layers", *array.path), (num_layers, *array.shape), ("layers", *array.axes),
+                   array.component, array.active, array.positions)
         for array in layer
     ]
     ends = _norm_arrays("final_norm", shape, options)
