@@ -7,6 +7,7 @@ counted is what is built.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deepnarrow.errors import NotApplicable
@@ -19,6 +20,7 @@ from deepnarrow.modality import (
     Model,
     ParamArray,
     Stack,
+    StackSpec,
 )
 from deepnarrow.ops import NamedShape
 from deepnarrow.shape import Shape
@@ -53,8 +55,14 @@ def build_stacks(
     Raises:
       NotApplicable: the architecture cannot serve one of the stacks.
     """
+    return _fill(modality.stack_specs(shape, options), architecture, shape)
+
+
+def _fill(
+    specs: Sequence[StackSpec], architecture: Architecture, shape: Shape
+) -> dict[str, Stack]:
     stacks: dict[str, Stack] = {}
-    for spec in modality.stack_specs(shape, options):
+    for spec in specs:
         own = {**architecture.options, **spec.options.architecture}
         stack_options = dataclasses.replace(spec.options, architecture=own)
         if spec.context is not None:
@@ -92,16 +100,17 @@ def count_costs(
 
     `arrays` equals the tree of `jax.eval_shape(model.init, key)` path by path.
     """
+    specs = modality.stack_specs(shape, options)
     if isinstance(architecture, BoundArchitecture):
         _check_bound(modality, architecture)
         costs = architecture.count_costs(shape, options)
     else:
         costs = modality.count_frame(shape, options)
-        for role, stack in build_stacks(modality, architecture, shape, options).items():
+        for role, stack in _fill(specs, architecture, shape).items():
             costs += _under(role, stack.count())
     return dataclasses.replace(
         costs,
-        lengths={spec.role: spec.length for spec in modality.stack_specs(shape, options)},
+        lengths={spec.role: spec.length for spec in specs},
         remat=options.get("remat", "none"),
         float_bytes=2 if options.get("compute_dtype") == "bfloat16" else 4,
     )
