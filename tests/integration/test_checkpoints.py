@@ -263,11 +263,13 @@ def test_transfer_as_json_has_every_value(transfer, tmp_path):
     code, out, _ = transfer("--tasks", "toy_task", *QUICK, *workdir, "--json")
     document = json.loads(out)
     assert (code, document["status"], document["source"]["format"]) == (0, "done", "toy_npz")
-    (row,) = [r for r in document["results"] if (r["stage"], r["shots"], r["origin"]) == (
-        "few_shot", 5, "pretrained")]
-    assert len(row["values"]) == 3
-    assert row["mean"] == pytest.approx(np.mean(row["values"]))
-    assert row["sd"] == pytest.approx(np.std(row["values"], ddof=1))
+    rows = {r["metric"]: r for r in document["results"]
+            if (r["stage"], r["shots"], r["origin"]) == ("few_shot", 5, "pretrained")}
+    assert set(rows) == {"accuracy", "accuracy_l2_auto", "l2"}
+    for row in rows.values():
+        assert len(row["values"]) == 3
+        assert row["mean"] == pytest.approx(np.mean(row["values"]))
+        assert row["sd"] == pytest.approx(np.std(row["values"], ddof=1))
     assert transfer("--tasks", "toy_task", *QUICK, *workdir, "--json")[1] == out  # not run again
 
 
