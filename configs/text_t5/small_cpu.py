@@ -12,8 +12,8 @@ A T5 of 6 + 6 layers, d_model 128, is pre-trained for about ten minutes and then
 telling a gloss's class. Beside it the same network is fine-tuned from scratch, by the same steps in
 the same order: the control.
 
-Hardware and time: a CPU; 24 minutes of one core for each seed, about ten of them pre-training.
-Expect: see docs/benchmarks.md, "Text on a CPU".
+Hardware and time: a CPU; about 25 minutes of one core for each seed, ten of them pre-training.
+Expect: not known: this project has not run it to its end yet, and its rates are untuned.
 """
 
 from ml_collections import ConfigDict
