@@ -123,8 +123,8 @@ def savings(family: Family, baselines: Sequence[str] | None = None, draws: int =
     found = []
     for i in chosen:
         rest = np.delete(np.arange(len(family.names)), i)
-        if not len(rest):
-            continue
+        if not (family.cost[rest] < family.cost[i]).any():
+            continue  # nothing costs less, so nothing can save
 
         def saving(means: np.ndarray, i: int = i, rest: np.ndarray = rest) -> np.ndarray:
             reached = front_cost(means[:, rest], family.cost[rest], means[:, i])
