@@ -159,7 +159,7 @@ def shape_name(shape: Shape, options: Mapping[str, Any], vocabulary: Vocabulary)
     >>> names = Vocabulary("text", {"base": Preset(base, "made up")}, {},
     ...                    {op.symbol: op for op in CORE_OPS})
     >>> shape_name(base.replace(d_ff=2048), {}, names)
-    'base-ff2k'
+    'base-ff2048'
     """
     suffix = options.get(vocabulary.suffix_option) if vocabulary.suffix_option else None
     names = []
