@@ -132,7 +132,13 @@ class T5:
         def going(state: Decoding) -> Bool[Array, ""]:
             return (state.step < self.target_length) & ~jnp.all(state.done)
 
-        return jax.lax.while_loop(going, lambda state: self._extend(params, state), start).tokens
+        # Transposed once, here: as it lies it would make the product slower at every step.
+        table = params["embedding"].astype(encoded.x.dtype).T  # -> [d_model, vocab]
+
+        def extend(state: Decoding) -> Decoding:
+            return self._extend(params, table, state)
+
+        return jax.lax.while_loop(going, extend, start).tokens
 
     def logits(
         self, params: Params, batch: Batch, key: Key | None, *, train: bool
@@ -170,12 +176,16 @@ class T5:
         return jnp.einsum("bld,vd->blv", x * self.d_model**-0.5, table,
                           preferred_element_type=jnp.float32)
 
-    def _extend(self, params: Params, state: Decoding) -> Decoding:
+    def _extend(
+        self, params: Params, table: Float[Array, "d_model vocab"], state: Decoding
+    ) -> Decoding:
         """Adds one token to every sequence that has not ended."""
         last = jnp.where(state.step == 0, self.pad_id, state.tokens[:, state.step - 1])
         x = self._embed(params, last[:, None], None)  # [batch] -> [batch, 1, d_model]
         out = self.decoder.apply(params["decoder"], x, cache=state.cache)
-        logits = self._project(params, out.x)[:, 0]  # [batch, 1, d_model] -> [batch, vocab]
+        # [batch, 1, d_model] -> [batch, vocab]
+        logits = jnp.matmul(out.x[:, 0] * self.d_model**-0.5, table,
+                            preferred_element_type=jnp.float32)
         best = jnp.argmax(logits, axis=-1)
         token = jnp.where(state.done, self.pad_id, best).astype(jnp.int32)
         return Decoding(state.step + 1, state.tokens.at[:, state.step].set(token),
