@@ -176,9 +176,10 @@ for i in range(1000):
 assert "jax" not in sys.modules
 print(total, time.process_time())
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                         check=True)
-    total, seconds = run.stdout.split()
+    # The least of three: what else runs on the machine only adds.
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                           check=True).stdout.split() for _ in range(3)]
+    total, seconds = min(runs, key=lambda one: float(one[1]))
 
     def by_hand(layers, d_ff):
         attention, mlp, norms = 4 * 768 * 768, 2 * 768 * d_ff, 5 * 768
