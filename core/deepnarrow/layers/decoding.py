@@ -1,14 +1,15 @@
 """A causal stack one position at a time: keys and values of the past are kept, not computed again.
 
-Apart from `block.py`, so that training does not carry a cache. Heads come before positions in the
-cache: a query then meets its keys in one batched product as they lie. With positions first XLA
-copies all keys at every step, which made attention take 8 times as long on CPU.
+Apart from `block.py`, so that training does not carry a cache. Layers are unrolled here and not
+scanned: a loop over layers takes one layer's keys and values out of all layers' by a copy, at every
+token, and those copies were half of the time of decoding on a CPU. The price is a time to compile
+that grows with depth. Heads come before positions in the cache: a query then meets its keys in one
+batched product as they lie.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,27 +17,27 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deepnarrow.layers.attention import Attention, attention_mask, attention_weights
 from deepnarrow.layers.block import Block, Ends, bind_ends, make_block
-from deepnarrow.layers.stack import apply_layers
+from deepnarrow.layers.stack import bind_layers
 from deepnarrow.modality import Params, StackOptions, StackOutput
 from deepnarrow.shape import Shape
 
+# Keys and values [batch, num_heads, length, d_kv], without num_heads where heads share them.
+KeysAndValues = tuple[jax.Array, jax.Array]
+
 
 class Cache(NamedTuple):
-    """Keys and values of a stack, for decoding.
-
-    Keys are `[layers, batch, num_heads, length, d_kv]`, without `num_heads` where heads share them;
-    values likewise.
+    """Keys and values of a stack, for decoding; one entry a layer.
 
     Attributes:
       position: int32 scalar: the position that comes next.
-      past: (keys, values) of self-attention, zeros from `position` on.
-      context: (keys, values) of cross-attention over the whole context, or None.
+      past: of self-attention, zeros from `position` on.
+      context: of cross-attention over the whole context; empty without one.
       context_mask: bool `[batch, 1, 1, context_length]`, or None.
     """
 
     position: Int[Array, ""]
-    past: tuple[Array, Array]
-    context: tuple[Array, Array] | None
+    past: tuple[KeysAndValues, ...]
+    context: tuple[KeysAndValues, ...]
     context_mask: Bool[Array, "batch 1 1 context"] | None
 
 
@@ -50,16 +51,14 @@ def init_cache(
     context_mask: Array | None,
 ) -> Cache:
     """Returns an empty cache for `length` positions; keys and values of the context are in it."""
-    layers = params["layers"]
-    num_layers = jax.tree.leaves(layers)[0].shape[0]
+    blocks = bind_layers(make_block(shape, options), params["layers"])
     heads = () if shape.share_kv else (shape.num_heads,)
-    empty = jnp.zeros((num_layers, batch_size, *heads, length, shape.d_kv), options.compute_dtype)
-    cross = None
+    empty = jnp.zeros((batch_size, *heads, length, shape.d_kv), options.compute_dtype)
+    cross: list[KeysAndValues] = []
     if context is not None:
-        step = functools.partial(_project_context, context.astype(options.compute_dtype))
-        _, cross = apply_layers(make_block(shape, options), layers, None, None, step,
-                                scan=options.scan)
-    return Cache(position=jnp.zeros((), jnp.int32), past=(empty, empty), context=cross,
+        cross = [_project_context(block, context.astype(options.compute_dtype)) for block in blocks]
+    return Cache(position=jnp.zeros((), jnp.int32), past=((empty, empty),) * len(blocks),
+                 context=tuple(cross),
                  context_mask=attention_mask(context_mask, causal=False, length=length))
 
 
@@ -77,15 +76,20 @@ def apply(
       result is undefined.
     """
     ends = bind_ends(shape, options, params)
-    length = cache.past[0].shape[-2]
+    length = cache.past[0][0].shape[-2]
     mask = (jnp.arange(length) <= cache.position)[None, None, None]  # -> [1, 1, 1, length]
-    step = functools.partial(_step, cache, mask, _bias(ends, cache.position, length))
-    num_layers = cache.past[0].shape[0]
-    (x, past), _ = apply_layers(
-        make_block(shape, options), params["layers"],
-        (x.astype(options.compute_dtype), cache.past), (jnp.arange(num_layers), cache.context),
-        step, scan=options.scan)
-    cache = cache._replace(position=cache.position + 1, past=past)
+    bias = _bias(ends, cache.position, length)
+    x = x.astype(options.compute_dtype)
+    past = []
+    for layer, block in enumerate(bind_layers(make_block(shape, options), params["layers"])):
+        normed = block.attention_norm(x)
+        past.append(_extend(block.attention, normed, cache.past[layer], cache.position))
+        x += _attend(block.attention, normed, past[layer], mask=mask, bias=bias)
+        if cache.context:
+            x += _attend(block.cross_attention, block.cross_attention_norm(x), cache.context[layer],
+                         mask=cache.context_mask, bias=None)
+        x += block.mlp(block.mlp_norm(x))
+    cache = cache._replace(position=cache.position + 1, past=tuple(past))
     return StackOutput(ends.final_norm(x), None, cache, jnp.zeros((), jnp.float32))
 
 
@@ -96,40 +100,24 @@ def _bias(ends: Ends, position: jax.Array, length: int) -> jax.Array | None:
     return bias[None]  # -> [1, num_heads, 1, length]
 
 
-def _step(
-    cache: Cache, mask: jax.Array, bias: jax.Array | None, block: Block,
-    carry: tuple[jax.Array, tuple[jax.Array, jax.Array]], item: Any,
-) -> tuple[Any, None]:
-    """One layer at one position. All layers' past is carried, so that one position is written."""
-    x, past = carry
-    layer, context = item
-    normed = block.attention_norm(x)
-    new = _heads_first(block.attention.project_context(normed))
-    past = tuple(_write(all_, one, layer, cache.position)
-                 for all_, one in zip(past, new, strict=True))
-    own = (jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) for array in past)
-    x += _attend(block.attention, normed, *own, mask=mask, bias=bias)
-    if block.cross_attention is not None and block.cross_attention_norm is not None:
-        x += _attend(block.cross_attention, block.cross_attention_norm(x), *context,
-                     mask=cache.context_mask, bias=None)
-    return (x + block.mlp(block.mlp_norm(x)), past), None
-
-
-def _write(
-    all_: Float[Array, "layers batch *heads length d_kv"], one: Float[Array, "batch *heads 1 d_kv"],
-    layer: jax.Array, position: jax.Array,
-) -> Float[Array, "layers batch *heads length d_kv"]:
-    starts = [jnp.zeros((), jnp.int32)] * all_.ndim
-    starts[0], starts[-2] = layer, position
-    return jax.lax.dynamic_update_slice(all_, one[None], starts)
+def _extend(
+    attention: Attention, x: Float[Array, "batch 1 d_model"], past: KeysAndValues,
+    position: jax.Array,
+) -> KeysAndValues:
+    """Writes the keys and values of `x` at `position`."""
+    keys, values = (
+        jax.lax.dynamic_update_slice_in_dim(all_, one, position, axis=-2)
+        for all_, one in zip(past, _heads_first(attention.project_context(x)), strict=True))
+    return keys, values
 
 
 def _attend(
     attention: Attention, x: Float[Array, "batch 1 d_model"],
-    keys: Float[Array, "batch *heads key d_kv"], values: Float[Array, "batch *heads key d_kv"], *,
+    keys_and_values: KeysAndValues, *,
     mask: Bool[Array, "#batch 1 1 key"] | None, bias: Float[Array, "1 num_heads 1 key"] | None,
 ) -> Float[Array, "batch 1 d_model"]:
     """As `Attention.attend`, for one query and heads before positions."""
+    keys, values = keys_and_values
     heads = "h" if keys.ndim == 4 else ""
     query = attention.project_query(x)[:, 0]  # [batch, 1, d_model] -> [batch, num_heads, d_kv]
     # -> [batch, num_heads, 1, key]
@@ -141,13 +129,12 @@ def _attend(
     return attention.out(attended[:, None])  # [batch, 1, num_heads, d_kv] -> [batch, 1, d_model]
 
 
-def _project_context(
-    context: jax.Array, block: Block, carry: None, _: None
-) -> tuple[None, tuple[jax.Array, ...]]:
-    assert block.cross_attention is not None  # init_cache was given a context
-    return carry, _heads_first(block.cross_attention.project_context(context))
+def _project_context(block: Block, context: Float[Array, "batch context d_model"]) -> KeysAndValues:
+    assert block.cross_attention is not None  # a stack with a context has it
+    return _heads_first(block.cross_attention.project_context(context))
 
 
-def _heads_first(keys_and_values: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+def _heads_first(keys_and_values: KeysAndValues) -> KeysAndValues:
     """[batch, length, num_heads, d_kv] -> [batch, num_heads, length, d_kv]; shared: as they are."""
-    return tuple(array.swapaxes(1, 2) if array.ndim == 4 else array for array in keys_and_values)
+    keys, values = (array.swapaxes(1, 2) if array.ndim == 4 else array for array in keys_and_values)
+    return keys, values

@@ -32,6 +32,12 @@ def bind_module(make: MakeModule, params: Params) -> Any:
     return nnx.merge(_graphdef(make), params)
 
 
+def bind_layers(make: MakeModule, params: Params) -> list[Any]:
+    """Returns the layers one by one, in order; `params` as `init_layers` returns them."""
+    graphdef = _graphdef(make)
+    return [nnx.merge(graphdef, layer) for layer in _unstack(params)]
+
+
 def init_layers(make: MakeModule, num_layers: int, key: Key) -> Params:
     """Parameters of `num_layers` independent layers, every array with a leading `layers` axis."""
     keys = jax.random.split(key, num_layers)
