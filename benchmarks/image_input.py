@@ -102,7 +102,7 @@ def open_source(folder: Path, extra: tuple[dict[str, Any], ...] = (), mixup: flo
     """Upstream's training source on all files."""
     from deepnarrow.config import resolve_options
     from deepnarrow_vision_vit import sources
-    from deepnarrow_vision_vit.sources import default_data_options
+    from deepnarrow_vision_vit.dataoptions import default_data_options
     from deepnarrow_vision_vit.tasks import upstream
 
     sources.MAX_CACHED_BYTES = 0  # as for a set too large to be kept decoded
@@ -189,7 +189,7 @@ def compare(folder: Path, python: str | None, rounds: int) -> dict[str, Any]:
 def write_small(path: Path) -> Any:
     """A source of 4,000 grey images of 28 x 28 in memory, augmented as in `small_cpu.py`."""
     from deepnarrow.config import resolve_options
-    from deepnarrow_vision_vit.sources import default_data_options
+    from deepnarrow_vision_vit.dataoptions import default_data_options
     from deepnarrow_vision_vit.tasks import upstream
 
     images = np.random.default_rng(0).integers(0, 256, (4000, 28, 28), np.uint8)

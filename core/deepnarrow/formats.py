@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,3 +56,14 @@ class CheckpointFormat:
     read: Callable[[str, CheckpointHeader], Params]
     write: Callable[[str, Shape, ConfigDict, Params], None] | None = None
     architecture: str = "transformer"
+
+
+def format_in(module: str, *, writes: bool = True) -> CheckpointFormat:
+    """Returns the format whose functions `inspect`, `read` and `write` a module has.
+
+    The module is imported when one of them is called, so that registering a format costs nothing.
+    """
+    def call(name: str) -> Callable[..., Any]:
+        return lambda *args: getattr(importlib.import_module(module), name)(*args)
+
+    return CheckpointFormat(call("inspect"), call("read"), call("write") if writes else None)

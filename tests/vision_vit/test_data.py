@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deepnarrow.errors import InputError
+from deepnarrow_vision_vit.dataoptions import default_data_options
 from deepnarrow_vision_vit.digits import (
     TRANSFER_SPLITS,
     UPSTREAM_SPLITS,
@@ -16,7 +17,6 @@ from deepnarrow_vision_vit.digits import (
     make_digits,
 )
 from deepnarrow_vision_vit.options import default_options
-from deepnarrow_vision_vit.sources import default_data_options
 from deepnarrow_vision_vit.tasks import tasks, upstream
 
 

@@ -21,10 +21,10 @@ from deepnarrow.config import resolve_options
 from deepnarrow.data import TrainStream
 from deepnarrow.errors import InputError
 from deepnarrow_vision_vit import imageindex, splits
+from deepnarrow_vision_vit.dataoptions import default_data_options
 from deepnarrow_vision_vit.images import decode, to_pixels
 from deepnarrow_vision_vit.options import default_options
 from deepnarrow_vision_vit.readers import open_set
-from deepnarrow_vision_vit.sources import default_data_options
 from deepnarrow_vision_vit.tasks import tasks, upstream
 
 TFDS = pathlib.Path(__file__).with_name("tiny_tfds")

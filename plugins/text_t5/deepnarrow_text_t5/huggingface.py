@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.files import write_bytes
-from deepnarrow.formats import CheckpointFormat, CheckpointHeader
+from deepnarrow.formats import CheckpointHeader
 from deepnarrow.modality import Params
 from deepnarrow.shape import Shape
 from deepnarrow.tensorfiles import (
@@ -100,9 +100,6 @@ def write(path: str, shape: Shape, options: ConfigDict, params: Params) -> None:
         "tie_word_embeddings": True,
         "dtype": "float32",
     })
-
-
-HUGGING_FACE = CheckpointFormat(inspect, read, write)
 
 
 def _check_supported(where: str, config: Mapping[str, Any]) -> None:

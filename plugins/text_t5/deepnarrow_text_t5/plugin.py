@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepnarrow.formats import format_in
 from deepnarrow.hookspecs import hookimpl
 from deepnarrow.modality import Modality, Model, Stack, Task, Upstream
 from deepnarrow.shape import Shape
 from deepnarrow_text_t5.adapt import adapt
 from deepnarrow_text_t5.frame import count_frame, stack_specs
-from deepnarrow_text_t5.huggingface import HUGGING_FACE
 from deepnarrow_text_t5.options import default_data_options, default_options
 from deepnarrow_text_t5.presets import CATALOGUE, PRESETS, open_name
-from deepnarrow_text_t5.t5x import T5X
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -69,6 +68,9 @@ def deepnarrow_register_modalities() -> list[Modality]:
         adapt=adapt,
         prepare=_prepare,
         averages=_averages,
-        checkpoint_formats={"huggingface": HUGGING_FACE, "t5x": T5X},
+        checkpoint_formats={
+            "huggingface": format_in("deepnarrow_text_t5.huggingface"),
+            "t5x": format_in("deepnarrow_text_t5.t5x", writes=False),
+        },
         open_name=open_name,
     )]

@@ -20,7 +20,7 @@ import numpy as np
 
 from deepnarrow.errors import InputError, NotApplicable
 from deepnarrow.foreign import checked_file
-from deepnarrow.formats import CheckpointFormat, CheckpointHeader
+from deepnarrow.formats import CheckpointHeader
 from deepnarrow.modality import Params
 from deepnarrow.shape import Shape
 from deepnarrow.tensorfiles import read_json
@@ -98,9 +98,6 @@ def read(path: str, header: CheckpointHeader) -> Params:
             ours = [array.reshape(entry.shape) for array in arrays]
             put(params, entry.path, np.stack(ours) if entry.layers else ours[0])
     return params
-
-
-T5X = CheckpointFormat(inspect, read)
 
 
 # --- names ----------------------------------------------------------------------------------------

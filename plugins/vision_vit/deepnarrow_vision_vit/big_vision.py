@@ -14,18 +14,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from deepnarrow.assemble import count_costs as count_ours
 from deepnarrow.errors import InputError, NotApplicable, suggest
 from deepnarrow.layers.transformer import TRANSFORMER
 from deepnarrow.modality import BoundArchitecture, Costs, Model, ParamArray
 from deepnarrow.shape import Shape
-from deepnarrow_vision_vit.convert import NAMES, check_convertible
-from deepnarrow_vision_vit.layout import LAYERS
 from deepnarrow_vision_vit.presets import PRESETS
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float64
     from ml_collections import ConfigDict
 
@@ -89,6 +86,8 @@ def _make_model(shape: Shape, options: ConfigDict) -> Model:
 
 
 def _check_model(shape: Shape, options: ConfigDict) -> None:
+    from deepnarrow_vision_vit.convert import check_convertible
+
     check_convertible(shape, options.to_dict())
     if options.remat != "none" and not options.scan:
         raise NotApplicable(f"architecture {NAME!r}", "recomputes only where it scans",
@@ -97,6 +96,9 @@ def _check_model(shape: Shape, options: ConfigDict) -> None:
 
 def _renamed(array: ParamArray, scan: bool) -> list[ParamArray]:
     """Our array as big_vision's: one, or one a layer."""
+    from deepnarrow_vision_vit.convert import NAMES
+    from deepnarrow_vision_vit.layout import LAYERS
+
     path = "/".join(array.path)
     if not path.startswith(LAYERS):
         theirs, _ = NAMES.frame[path]
@@ -147,6 +149,7 @@ def fewshot_accuracy(
     """
     module = import_module(FEWSHOT)
     import jax
+    import numpy as np
 
     name = "features"
     evaluator = module.Evaluator(

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,28 +31,6 @@ ROTATIONS = (1, 4)
 Splits = Mapping[str, tuple[float, float]]
 UPSTREAM_SPLITS: Splits = {"train": (0.0, 0.8), "validation": (0.8, 1.0)}
 TRANSFER_SPLITS: Splits = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "test": (0.6, 1.0)}
-
-
-def default_digits() -> dict[str, Any]:
-    """Returns the defaults of the embedded study's options.
-
-    Options:
-      upstream_classes: labels that pre-training sees.
-      transfer_classes: labels of the transfer task; none of them upstream's.
-      rotations: 4 makes each upstream image turned by 0, 90, 180 and 270 degrees a class of its own
-        (four times the classes, as Santoro et al. 2016 do for few-shot learning); 1 leaves it.
-      canvas: side of the empty square, in pixels, on which each image lies at a place hashed from
-        it, upstream and in transfer (as in translated MNIST); the images' own side for none.
-      augment: `place` lays upstream's training images elsewhere each time they are read; `none`
-        leaves them.
-    """
-    return {
-        "upstream_classes": (0, 1, 2, 3, 4),
-        "transfer_classes": (5, 6, 7, 8, 9),
-        "rotations": 4,
-        "canvas": 12,
-        "augment": "place",
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +85,7 @@ def load_digits() -> Images:
     return Images(
         name="digits",
         pixels=pixels.astype(np.uint8).reshape(-1, 8, 8, 1),  # [n, 64] -> [n, 8, 8, 1]
-        labels=labels.astype(np.int32),
+        labels=np.asarray(labels, np.int32),
         white=16,
     )
 

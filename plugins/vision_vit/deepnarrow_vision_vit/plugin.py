@@ -6,18 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import deepnarrow_vision_vit.frame as frame
-import deepnarrow_vision_vit.hfformat as hfformat
-import deepnarrow_vision_vit.npzformat as npzformat
-import deepnarrow_vision_vit.timmformat as timmformat
-from deepnarrow.formats import CheckpointFormat
+from deepnarrow.formats import format_in
 from deepnarrow.hookspecs import hookimpl
-from deepnarrow.modality import BoundArchitecture, Key, Modality, Model, Params, Path, Stack
+from deepnarrow.modality import (
+    BoundArchitecture,
+    Key,
+    Modality,
+    Model,
+    Params,
+    Path,
+    Stack,
+    Task,
+    Upstream,
+)
 from deepnarrow.shape import Shape
 from deepnarrow_vision_vit.big_vision import ARCHITECTURE as BIG_VISION
+from deepnarrow_vision_vit.dataoptions import default_data_options
 from deepnarrow_vision_vit.options import default_options
 from deepnarrow_vision_vit.presets import PRESETS
-from deepnarrow_vision_vit.sources import default_data_options
-from deepnarrow_vision_vit.tasks import tasks, upstream
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -27,6 +33,18 @@ def _assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) ->
     from deepnarrow_vision_vit.model import assemble
 
     return assemble(shape, options, stacks)
+
+
+def _upstream(data_options: ConfigDict, options: ConfigDict) -> Upstream:
+    from deepnarrow_vision_vit.tasks import upstream
+
+    return upstream(data_options, options)
+
+
+def _tasks(data_options: ConfigDict, options: ConfigDict) -> Mapping[str, Task]:
+    from deepnarrow_vision_vit.tasks import tasks
+
+    return tasks(data_options, options)
 
 
 def _adapt(
@@ -48,14 +66,14 @@ def deepnarrow_register_modalities() -> list[Modality]:
         stack_specs=frame.stack_specs,
         assemble=_assemble,
         count_frame=frame.count_frame,
-        upstream=upstream,
-        tasks=tasks,
+        upstream=_upstream,
+        tasks=_tasks,
         adapt=_adapt,
         suffix_option="patch_size",
         checkpoint_formats={
-            "big_vision": CheckpointFormat(npzformat.inspect, npzformat.read, npzformat.write),
-            "huggingface": CheckpointFormat(hfformat.inspect, hfformat.read, hfformat.write),
-            "timm": CheckpointFormat(timmformat.inspect, timmformat.read, timmformat.write),
+            name: format_in(f"deepnarrow_vision_vit.{module}")
+            for name, module in (("big_vision", "npzformat"), ("huggingface", "hfformat"),
+                                 ("timm", "timmformat"))
         },
     )]
 

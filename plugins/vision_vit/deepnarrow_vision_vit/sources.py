@@ -13,59 +13,18 @@ import numpy as np
 
 from deepnarrow.errors import InputError, shorten
 from deepnarrow.modality import Example, Source
-from deepnarrow_vision_vit.digits import default_digits
 from deepnarrow_vision_vit.images import Raw, refusal, refused_mode, to_pixels
 from deepnarrow_vision_vit.preprocess import Chain, Form, check_chain
 from deepnarrow_vision_vit.readers import ImageSet, Pool, check_labels
 from deepnarrow_vision_vit.splits import hash_shares, parse_split, split_rows
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+    pass
 
 WHERE = "vision_vit data"
 CORRUPT = ("refuse", "skip")
 MAX_CACHED_BYTES = 2**28  # sets that decode to less are decoded once and kept
 MAX_NAMED = 5  # images that an error or a warning names
-
-
-def default_data_options() -> ConfigDict:
-    """Returns the defaults of the data's options.
-
-    Options:
-      upstream: what pre-training reads, a line as `readers.py` describes it; `digits` for the
-        embedded study, whose own options are under `digits`.
-      train: upstream's training split, as `splits.py` describes it; empty with `validation` for
-        the source's own splits, or 90 and 10 per cent by content.
-      validation: upstream's validation split.
-      image_size: side of the images that the model gets, 0 for upstream's own.
-      channels: 1 or 3, 0 for upstream's own.
-      train_pp: preprocessing of upstream's training images, see `preprocess.py`; empty for that
-        of evaluation.
-      eval_pp: preprocessing of all other images; empty to resize to `image_size` and scale to
-        -1..1.
-      mixup: alpha of mixup's Beta distribution on upstream's training images, 0 for none.
-      transfer: few-shot and fine-tuning tasks: name -> a line as `upstream`'s, or a table with
-        `source`, `train`, `validation` (may be empty: no fine-tuning), `test` and `pp`.
-      convert: conversions that are allowed: palette, alpha, cmyk, sixteen_bit.
-      corrupt: `refuse` images that cannot be decoded, or `skip` them with a warning.
-      digits: options of the embedded study, see `digits.py`.
-    """
-    from ml_collections import ConfigDict
-
-    return ConfigDict({
-        "upstream": "digits",
-        "train": "",
-        "validation": "",
-        "image_size": 0,
-        "channels": 0,
-        "train_pp": (),
-        "eval_pp": (),
-        "mixup": 0.0,
-        "transfer": {},
-        "convert": (),
-        "corrupt": "refuse",
-        "digits": default_digits(),
-    }).lock()
 
 
 # --- which images ---------------------------------------------------------------------------------

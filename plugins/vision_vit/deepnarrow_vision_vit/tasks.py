@@ -16,6 +16,7 @@ from deepnarrow.protocol import check_choice, check_range
 from deepnarrow.settings import build
 from deepnarrow.transfer.scores import score_accuracy
 from deepnarrow_vision_vit import digits, splits
+from deepnarrow_vision_vit.dataoptions import default_digits
 from deepnarrow_vision_vit.images import CONVERSIONS
 from deepnarrow_vision_vit.preprocess import Chain, Form, build_chain, check_chain
 from deepnarrow_vision_vit.readers import ImageSet, Pool, open_set
@@ -41,7 +42,7 @@ _GENERAL = ("train", "validation", "image_size", "channels", "train_pp", "eval_p
 
 @dataclasses.dataclass(frozen=True)
 class TransferSet:
-    """One transfer task as a config describes it; see `sources.default_data_options`.
+    """One transfer task as a config describes it; see `default_data_options`.
 
     Attributes:
       source: a line as `readers.py` describes it.
@@ -127,7 +128,7 @@ def _check_options(data_options: ConfigDict) -> None:
                 raise InputError(f"{WHERE}.{name}", "does not act on the embedded study",
                                  got=data_options[name],
                                  hint="see data.digits, or name another upstream")
-    elif data_options.digits.to_dict() != digits.default_digits():
+    elif data_options.digits.to_dict() != default_digits():
         raise InputError(f"{WHERE}.digits", "acts on upstream 'digits' only",
                          got=f"upstream {data_options.upstream!r}", hint="leave it out")
 
