@@ -19,7 +19,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,18 +123,24 @@ class Store:
         Raises:
           InputError: the key is finished with other results, or a value cannot be stored.
         """
+        return self.add_all([record]) == 1
+
+    def add_all(self, records: Iterable[Record]) -> int:
+        """Stores `records` as `add` does, all of them or none; returns how many were added."""
+        with _reported(self.path), self._transaction():
+            return sum(self._add(record) for record in records)
+
+    def _add(self, record: Record) -> bool:
         try:
             plain = _plain(record)
             digest = _digest(plain)
-        except (TypeError, ValueError) as error:
-            raise _cannot_store(record, error) from error
-        try:
-            with _reported(self.path), self._transaction():
-                if self._is_here(plain, digest):
-                    return False
-                self._insert(plain, digest)
-                return True
-        except (OverflowError, UnicodeEncodeError, sqlite3.IntegrityError,
+            if self._is_here(plain, digest):
+                return False
+            self._insert(plain, digest)
+            return True
+        except InputError:
+            raise
+        except (TypeError, ValueError, OverflowError, sqlite3.IntegrityError,
                 sqlite3.ProgrammingError) as error:
             raise _cannot_store(record, error) from error
 

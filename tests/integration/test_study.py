@@ -11,6 +11,7 @@ from deepnarrow import hookimpl
 from deepnarrow.assemble import make_model
 from deepnarrow.config import ModalityStudy, StudyConfig
 from deepnarrow.errors import InputError, Preempted
+from deepnarrow.merge import merge_into_archive, merge_into_workdir
 from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol, RunOptions
 from deepnarrow.rundir import load_params, read_run
@@ -72,6 +73,20 @@ def facts(workdir):
     """What a study found, without clocks: key -> metrics, curve, outcomes."""
     with Store(workdir / "records.sqlite", read_only=True) as store:
         return {r.key: (r.status, r.metrics, r.curve, r.outcomes) for r in store.records()}
+
+
+def test_a_study_goes_on_elsewhere_from_its_merged_records(tmp_path, registry, no_report):
+    halves = [make_config(seeds=(seed,), steps=10) for seed in (0, 1)]
+    for seed, half in enumerate(halves):
+        run_study(half, tmp_path / f"half{seed}", registry)
+    archive = tmp_path / "records.jsonl.gz"
+    merge_into_archive([str(tmp_path / "half0"), str(tmp_path / "half1")], archive)
+    merge_into_workdir([str(archive)], tmp_path / "whole")
+    whole = run_study(make_config(steps=10), tmp_path / "whole", registry)
+    assert (whole.trained, dict(whole.counts)) == (0, {"done": 6})
+    assert facts(tmp_path / "whole") == facts(tmp_path / "half0") | facts(tmp_path / "half1")
+    more = run_study(make_config(seeds=(0, 1, 2), steps=10), tmp_path / "whole", registry)
+    assert more.trained == 3
 
 
 def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, registry):

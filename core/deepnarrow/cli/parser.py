@@ -314,6 +314,15 @@ def _report(parser: Parser) -> None:
                              "figures go beside the page")
 
 
+def _merge(parser: Parser) -> None:
+    parser.add_argument("sources", metavar="RECORDS", nargs="+", help="workdir of a study, its "
+                        "records.sqlite, or an archive NAME.jsonl.gz")
+    parser.add_argument("--workdir", metavar="DIR", action=Once, help="gets them: a study there "
+                        "goes on from what has finished elsewhere")
+    parser.add_argument("--out", metavar="FILE", action=Once, help="writes them all to an archive, "
+                        "NAME.jsonl.gz, instead")
+
+
 def _import(parser: Parser) -> None:
     parser.add_argument("modality", metavar="MODALITY", help="deepnarrow list modalities")
     parser.add_argument("format", metavar="FORMAT", help="the modality's checkpoint formats are in "
@@ -361,5 +370,6 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
     "fit": ("scaling laws, with intervals or a refusal", "deepnarrow.cli.fit:run", _fit),
     "compare": ("does it hold in another domain?", "deepnarrow.cli.compare:run", _compare),
+    "merge": ("join records of studies that ran apart", "deepnarrow.cli.merge:run", _merge),
     "report": ("write a study's report again", "deepnarrow.cli.analysis:report", _report),
 }
