@@ -457,7 +457,7 @@ def _begin(
     program: Program, seed: int, initial_params: Params | None, checkpointer: Checkpointer | None
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from, and what was saved beside it."""
-    saved = None if checkpointer is None else checkpointer.latest_step()
+    saved = None if checkpointer is None else checkpointer.newest_whole()
     if checkpointer is not None and saved is not None:
         if saved > program.total_steps:
             raise InputError(f"checkpoint directory {checkpointer.directory}",
