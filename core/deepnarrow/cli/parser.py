@@ -314,6 +314,19 @@ def _report(parser: Parser) -> None:
                              "figures go beside the page")
 
 
+def _new_plugin(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of the modality")
+    parser.add_argument("--out", metavar="DIR", action=Once,
+                        help="a new folder (default: deepnarrow-NAME here)")
+
+
+def _check(parser: Parser) -> None:
+    parser.add_argument("modality", metavar="MODALITY", help="deepnarrow list modalities")
+    parser.add_argument("--architecture", metavar="NAME", action=Once, default="transformer",
+                        help="what fills its stacks (default: transformer)")
+    _set(parser, "OPTION=VALUE", "a data option, e.g. where its files are; several may be given")
+
+
 def _merge(parser: Parser) -> None:
     parser.add_argument("sources", metavar="RECORDS", nargs="+", help="workdir of a study, its "
                         "records.sqlite, or an archive NAME.jsonl.gz")
@@ -370,6 +383,9 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
     "fit": ("scaling laws, with intervals or a refusal", "deepnarrow.cli.fit:run", _fit),
     "compare": ("does it hold in another domain?", "deepnarrow.cli.compare:run", _compare),
+    "new-plugin": ("write a distribution that registers a modality",
+                   "deepnarrow.cli.newplugin:run", _new_plugin),
+    "check": ("does a modality keep its promises?", "deepnarrow.cli.check:run", _check),
     "merge": ("join records of studies that ran apart", "deepnarrow.cli.merge:run", _merge),
     "report": ("write a study's report again", "deepnarrow.cli.analysis:report", _report),
 }
