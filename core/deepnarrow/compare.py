@@ -6,9 +6,10 @@ operators of every domain but one (exact up to 7 operators in two domains).
 
 DeepNarrow's claim, set beforehand by a margin and a saving s: some deep-narrow shape is at most the
 margin below the reference curve *at 1 / (1 - s) times its own cost*. Intervals of all these
-differences are simultaneous 90% ones, over the shapes of a domain (max-t) and over the domains
-(Bonferroni). `holds`: a lower bound is above -margin. `fails`: every upper bound is below it. Else
-`undecided`.
+differences are simultaneous, over the shapes of a domain (max-t) and over the domains (Bonferroni).
+`holds`: a lower bound is above -margin. `fails`: every upper bound is below it. Else `undecided`.
+They are 95% intervals, so that all verdicts of a comparison, `holds` and `fails` alike, are right
+with that probability: with 90% ones each direction alone could go wrong in 5% of comparisons.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ Verdict = Literal["holds", "fails", "undecided"]
 MARGIN = 0.01
 SAVING = 0.2
 MIN_SHARED = 5  # operators, for a verdict
+VERDICT_LEVEL = 0.95  # that no verdict of a comparison is wrong, in either direction
 DRAWS = 2000
 PERMUTATIONS = 10_000
 JOINT = "joint"
@@ -244,7 +246,7 @@ def judge(
     tests: list[Test] = []
     verdicts: dict[str, Verdict | None] = {}
     reasons: dict[str, str] = {}
-    level = 1 - (1 - LEVEL) / len(families)
+    level = 1 - (1 - VERDICT_LEVEL) / len(families)
     for name, family in families.items():
         mine = deep_tests(family, saving, level, seed)
         tests += mine

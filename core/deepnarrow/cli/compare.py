@@ -151,7 +151,7 @@ def _show(console: Console, made: Comparison, beside: Comparison | None) -> None
         reason = made.reasons.get(domain)
         console.print(f"DeepNarrow, {shorten(domain)}: {verdict or 'no verdict'}"
                       + (f" ({reason})" if reason else ""), markup=False)
-    console.print(f"(at most {made.margin:g} worse at <= {1 - made.saving:.0%} of the cost; 90% "
+    console.print(f"(at most {made.margin:g} worse at <= {1 - made.saving:.0%} of the cost; 95% "
                   "intervals, simultaneous over shapes and domains)", markup=False)
     for domain in [one for one in domains if one in made.outside or one in made.left_out]:
         what = [f"{len(made.outside.get(domain, ()))} outside the reference's range",

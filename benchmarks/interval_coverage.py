@@ -1,7 +1,7 @@
 """Do 90% intervals cover the truth? Synthetic studies with a planted one, at few seeds and few
 shapes.
 
-    python benchmarks/coverage.py --studies 500 --json coverage.json
+    python benchmarks/interval_coverage.py --studies 500 --json coverage.json
 
 Every study draws true means of `shapes` shapes (half of them a reference family on a line over log
 cost, half deep-narrow ones between them; each with an effect of its own), adds Gaussian noise of
@@ -175,15 +175,17 @@ def main() -> None:
     """Runs the cells that are not done and prints one table of all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, help="number of the first study, its seed: "
+                        "figures are reported of studies that nothing was chosen with")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    last = options.first + options.studies
     done: dict[str, dict[str, tuple[float, int]]] = {}
     if options.json and options.json.exists():
         done = json.loads(options.json.read_text())
     parts = {f"{k} shapes, {n} seeds, studies {first}+": (
-        k, n, range(first, min(first + BATCH, options.studies)))
-        for k, n in itertools.product(SHAPES, SEEDS)
-        for first in range(0, options.studies, BATCH)}
+        k, n, range(first, min(first + BATCH, last)))
+        for k, n in itertools.product(SHAPES, SEEDS) for first in range(options.first, last, BATCH)}
     todo = [name for name in parts if name not in done]
     with ProcessPoolExecutor(2) as pool:
         for name, made in zip(todo, pool.map(cell, [parts[one] for one in todo]), strict=True):
