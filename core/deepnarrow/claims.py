@@ -23,7 +23,10 @@ from deepnarrow.bootstrap import (
     corrected_percentiles,
     draw_means,
 )
-from deepnarrow.operators import DEPTH_SYMBOLS, Family, curve_weights, split_name
+from deepnarrow.operators import DEPTH_SYMBOLS, Family, curve_weights, family_of, split_name
+from deepnarrow.pareto import Front
+from deepnarrow.regions import Regions, regions
+from deepnarrow.table import Table, select
 
 MARGIN = 0.01
 MAX_SEEDS = 1000
@@ -321,3 +324,32 @@ def _depth_rows(family: Family, base: str) -> list[tuple[float, np.ndarray]]:
                 row[i] += 1
                 rows.append((float(family.depth[i]), family.sign * row))
     return sorted(rows, key=lambda pair: pair[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """All claims of one front's plane, and what carries over between sizes."""
+
+    modality: str
+    cost: str
+    quality: str
+    matches: list[Match]
+    savings: list[Saving]
+    gains: list[Gain]
+    depth_limits: list[DepthLimit]
+    regions: Regions
+
+
+def claims_of(table: Table, front: Front, margin: float = MARGIN) -> Claims | None:
+    """Returns the claims of one plane of `table`; None for one machine's share of step times, and
+    where nothing has a finite cost and quality.
+
+    Raises:
+      InputError: a cost is not positive.
+    """
+    if front.machine or not front.points:
+        return None
+    rows = select(table, table.domain == front.modality)
+    family = family_of(rows, front.modality, front.cost, front.quality, front.direction)
+    return Claims(front.modality, front.cost, front.quality, matches(family, margin),
+                  savings(family), gains(family), depth_limits(family), regions(family))

@@ -328,7 +328,7 @@ def test_figures_are_valid_vega_lite():
     curve_charts = [charts.curve_chart(curves, name)
                     for name, curves in mean_curves(records, rows).items()]
     for chart in (*front_charts, *curve_charts, charts.grid([front_charts, curve_charts], "title")):
-        altair.Chart.from_dict(charts._themed(chart)).to_dict()
+        altair.Chart.from_dict(charts.themed(chart)).to_dict()
     assert len(curve_charts) == 2
 
 

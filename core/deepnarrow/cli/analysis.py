@@ -84,6 +84,7 @@ def _workdir_records(source: str) -> list[Record]:
 
 def pareto(options: argparse.Namespace) -> Output:
     """Shows which shapes are on the front of each cost and quality, and how surely."""
+    from deepnarrow.claims import claims_of
     from deepnarrow.pareto import fronts, joint_fronts
     from deepnarrow.report.terminal import joint_tables, pareto_tables
 
@@ -106,7 +107,8 @@ def pareto(options: argparse.Namespace) -> Output:
     document: dict[str, Any] = {"fronts": [dataclasses.asdict(front) for front in found]}
     if not options.claims:
         return Output(document, lambda console: _show(console, pareto_tables(found)))
-    made = claims.claims_of(table, found, number("--margin", options.margin))
+    margin = number("--margin", options.margin)
+    made = [one for front in found if (one := claims_of(table, front, margin)) is not None]
     document["claims"] = claims.document(made)
 
     def show(console: Console) -> None:

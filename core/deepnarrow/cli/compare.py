@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.cli.analysis import axis, load_table
-from deepnarrow.cli.claims import interval
 from deepnarrow.cli.output import Output, table
 from deepnarrow.cli.parser import number
 from deepnarrow.errors import InputError, shorten
+from deepnarrow.report.text import interval
 
 if TYPE_CHECKING:
     from rich.console import Console

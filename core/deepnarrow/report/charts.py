@@ -62,8 +62,8 @@ def front_chart(front: Front) -> Spec:
              "low": p.quality_mean - (p.quality_sd or 0),
              "high": p.quality_mean + (p.quality_sd or 0),
              "front": p.on_front, "says": _describe(front, p)} for p in points]
-    x_domain = _log_domain([row["x"] for row in rows])
-    y_domain = _domain([row[end] for row in rows for end in ("low", "high")])
+    x_domain = log_domain([row["x"] for row in rows])
+    y_domain = linear_domain([row[end] for row in rows for end in ("low", "high")])
     x = {"field": "x", "type": "quantitative", "title": _cost_title(front),
          "scale": {"type": "log", "domain": x_domain, "nice": False},
          "axis": {"values": log_ticks(*x_domain), "format": ".3~s",
@@ -132,7 +132,7 @@ def _describe(front: Front, point: FrontPoint) -> str:
 
 
 def _cost_title(front: Front) -> str:
-    title = COST_AXES.get(front.cost, text.COST_TITLES[front.cost])
+    title = COST_AXES.get(front.cost, text.cost_title(front.cost))
     return f"{title}, {text.plain(front.machine, 40)}" if front.machine else title
 
 
@@ -150,14 +150,14 @@ def _place(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low)
 
 
-def _domain(values: Sequence[float]) -> list[float]:
+def linear_domain(values: Sequence[float]) -> list[float]:
     """Linear limits around `values` with room for labels; never empty."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     room = (high - low) * 0.12 or abs(high) * 0.1 or 1.0
     return [low - room, high + room]
 
 
-def _log_domain(values: Sequence[float]) -> list[float]:
+def log_domain(values: Sequence[float]) -> list[float]:
     low, high = (min(values), max(values)) if values else (1.0, 10.0)
     room = max((high / low) ** 0.14, 1.12)
     return [low / room, high * room]
@@ -285,7 +285,7 @@ def grid(rows: Sequence[Sequence[Spec]], title: str) -> Spec:
                                      "fontSize": 15, "offset": 14}}
 
 
-def _themed(chart: Spec) -> Spec:
+def themed(chart: Spec) -> Spec:
     axis = {"grid": True, "gridColor": GRID, "domainColor": "#c5ccd4", "tickColor": "#c5ccd4",
             "labelColor": MUTED, "titleColor": INK, "titleFontWeight": "normal",
             "titleFontSize": 11, "labelFontSize": 10, "tickSize": 4, "titlePadding": 8,
@@ -298,11 +298,16 @@ def _themed(chart: Spec) -> Spec:
 
 def to_png(chart: Spec) -> bytes:
     """Renders `chart` at twice its size, in 128 colours: a tenth of the bytes."""
-    drawn = vl_convert.vegalite_to_png(_themed(chart), scale=2)
+    drawn = vl_convert.vegalite_to_png(themed(chart), scale=2)
     reduced = Image.open(io.BytesIO(drawn)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     file = io.BytesIO()
     reduced.save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def to_svg_file(chart: Spec) -> bytes:
+    """Renders `chart` as an SVG file."""
+    return vl_convert.vegalite_to_svg(themed(chart)).encode()
 
 
 def to_svg(chart: Spec, label: str) -> str:
@@ -312,7 +317,7 @@ def to_svg(chart: Spec, label: str) -> str:
       chart: what to draw.
       label: what it shows, for those who cannot see it.
     """
-    source = vl_convert.vegalite_to_svg(_themed(chart))
+    source = vl_convert.vegalite_to_svg(themed(chart))
     # Inside HTML the elements need no namespace, and the page then holds no address at all.
     root = ET.fromstring(re.sub(r' xmlns(:xlink)?="[^"]*"', "", source, count=2))
     width = root.attrib.pop("width")
