@@ -36,6 +36,8 @@ VERDICT_LEVEL = 0.95  # that no verdict of a comparison is wrong, in either dire
 DRAWS = 2000
 PERMUTATIONS = 10_000
 JOINT = "joint"
+_CELLS = 4_000_000  # of signs of differences held at a time
+_WORK = 300_000_000  # signs of differences that one interval may cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Tau:
     """Kendall's tau-b of the operators' effects, mean over pairs of domains.
 
     Attributes:
-      estimate, low, high: None with fewer than two shared operators.
+      estimate: None with fewer than two shared operators.
+      low, high: None with fewer than `MIN_SHARED`, whose resamples say nothing.
       p: two-sided, of no association.
       operators: shared by all domains.
       method: of the interval and of p.
@@ -193,10 +196,26 @@ def kendall_tau(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     >>> float(kendall_tau(np.array([1, 2, 3]), np.array([1, 3, 2]))).__round__(6)
     0.333333
     """
+    size, leading = one.shape[-1], np.broadcast_shapes(one.shape, other.shape)[:-1]
+    if leading and math.prod(leading) > 1 and math.prod(leading) * size * size > _CELLS:
+        pair = [np.broadcast_to(x, (*leading, size)).reshape(-1, size) for x in (one, other)]
+        step = max(1, _CELLS // size ** 2)
+        parts = [kendall_tau(*(x[start : start + step] for x in pair))
+                 for start in range(0, len(pair[0]), step)]
+        return np.concatenate(parts).reshape(leading)
     a = np.sign(one[..., :, None] - one[..., None, :])  # [..., n] -> [..., n, n]
     b = np.sign(other[..., :, None] - other[..., None, :])
     with np.errstate(invalid="ignore"):
         return (a * b).sum((-2, -1)) / np.sqrt((a * a).sum((-2, -1)) * (b * b).sum((-2, -1)))
+
+
+def affordable(draws: int, size: int) -> int:
+    """As many draws of a tau of `size` values as take seconds; at least 50.
+
+    >>> affordable(2000, 20), affordable(2000, 1000)
+    (2000, 300)
+    """
+    return max(50, min(draws, _WORK // max(1, size * size)))
 
 
 def _tau(families: Mapping[str, Family], found: Mapping[str, Contrasts], seed: int) -> Tau:
@@ -207,14 +226,18 @@ def _tau(families: Mapping[str, Family], found: Mapping[str, Contrasts], seed: i
     estimate = _mean_tau(effects) if len(shared) > 1 else np.array(math.nan)
     if not np.isfinite(estimate):
         return Tau(None, None, None, None, tuple(shared), "too few shared operators or all equal")
-    drawn = [draw_means(family.noise, DRAWS, seed + i) @ rows[name].T if family.noise is not None
-             else np.repeat((rows[name] @ family.scores.mean)[None], DRAWS, 0)
+    p, how = _permutation_p(effects, float(estimate), np.random.default_rng(seed))
+    if len(shared) < MIN_SHARED:
+        return Tau(float(estimate), None, None, p, tuple(shared), "no interval: fewer than "
+                   f"{MIN_SHARED} operators to resample; p: {how}")
+    draws = affordable(DRAWS, len(shared))
+    drawn = [draw_means(family.noise, draws, seed + i) @ rows[name].T if family.noise is not None
+             else np.repeat((rows[name] @ family.scores.mean)[None], draws, 0)
              for i, (name, family) in enumerate(families.items())]  # each [draws, shared]
     rng = np.random.default_rng(seed)
-    places = rng.integers(0, len(shared), (DRAWS, len(shared)))
+    places = rng.integers(0, len(shared), (draws, len(shared)))
     taus = _mean_tau([np.take_along_axis(one, places, axis=1) for one in drawn])
     low, high = np.nanquantile(taus, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    p, how = _permutation_p(effects, float(estimate), rng)
     noisy = all(family.noise is not None for family in families.values())
     return Tau(float(estimate), float(min(low, estimate)), float(max(high, estimate)), p,
                tuple(shared), f"percentile over operators{' and seeds' if noisy else ''}; p: {how}")
@@ -232,10 +255,11 @@ def _permutation_p(
         orders = np.array(list(itertools.permutations(range(size))))
         taus = kendall_tau(effects[0][None], effects[1][orders])
         return float(np.mean(np.abs(taus) >= abs(estimate) - 1e-12)), "exact permutations"
-    shuffled = [rng.permuted(np.repeat(one[None], PERMUTATIONS, 0), axis=1) for one in effects[1:]]
-    taus = _mean_tau([np.repeat(effects[0][None], PERMUTATIONS, 0), *shuffled])
+    number = affordable(PERMUTATIONS, size)
+    shuffled = [rng.permuted(np.repeat(one[None], number, 0), axis=1) for one in effects[1:]]
+    taus = _mean_tau([np.repeat(effects[0][None], number, 0), *shuffled])
     more = int((np.abs(taus) >= abs(estimate) - 1e-12).sum())
-    return (more + 1) / (PERMUTATIONS + 1), f"{PERMUTATIONS} permutations"
+    return (more + 1) / (number + 1), f"{number} permutations"
 
 
 # --- DeepNarrow ----------------------------------------------------------------------------------

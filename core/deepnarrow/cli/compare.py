@@ -162,9 +162,12 @@ def _show(console: Console, made: Comparison, beside: Comparison | None) -> None
 
 
 def _show_tau(console: Console, made: Comparison) -> None:
+    from deepnarrow.bootstrap import Interval
+
     tau = made.tau
     if tau.estimate is None:
         console.print(f"Kendall's tau-b: none ({tau.method})", markup=False)
         return
-    console.print(f"Kendall's tau-b of {len(tau.operators)} shared operators: {tau.estimate:.2f} "
-                  f"[{tau.low:.2f}, {tau.high:.2f}], p = {tau.p:.3g} ({tau.method})", markup=False)
+    shown = interval(Interval(tau.estimate, tau.low, tau.high, ""), "{:.2f}")
+    console.print(f"Kendall's tau-b of {len(tau.operators)} shared operators: {shown}, "
+                  f"p = {tau.p:.3g} ({tau.method})", markup=False)

@@ -115,15 +115,15 @@ function markFront(points) {
 function redraw() {
   const open = data.domains.filter((_, i) => state.domains.has(i));
   panels.replaceChildren();
-  drawn = open.map(panel);
+  const figures = open.map(() => make("figure"));
+  panels.append(...figures);
+  drawn = open.map((domain, i) => panel(domain, figures[i]));
   if (!open.length) panels.append(make("p", { class: "empty" }, "No modality is chosen."));
   details.replaceChildren(make("p", { class: "note" },
     "Hover over, tap or focus the chart (then arrow keys) to name a shape."));
 }
 
-function panel(domain) {
-  const figure = make("figure");
-  panels.append(figure);
+function panel(domain, figure) {
   const caption = make("figcaption", {}, domain.name || "all rows");
   figure.append(caption);
   const found = chosen(domain);

@@ -28,11 +28,21 @@ PARTS = ("measured", "up to 10x beyond", "more than 10x beyond")
 
 
 # --- laws ----------------------------------------------------------------------------------------
+def drawn_laws(found: Sequence[Law]) -> list[Law]:
+    """The laws that have a chart: identified, of one input; of one pair of axes the power law, or
+    a floor where only that is determined.
+    """
+    places: dict[tuple[str, str], Law] = {}
+    for law in found:
+        if law.identified and list(law.inputs) == ["x"] and law.form in ("power", "power_floor"):
+            places.setdefault((law.y, law.inputs["x"]), law)
+    return list(places.values())
+
+
 def law_chart(law: Law, table: Table) -> Spec:
     """Draws a law of one input over the means that it was fitted to, in log-log axes.
 
-    The line is solid over what was measured, thin to ten times the largest, dashed beyond; a law
-    that is not identified has none.
+    The line is solid over what was measured, thin to ten times the largest, dashed beyond.
     """
     column = law.inputs["x"]
     shapes = shapes_of(table)
@@ -41,7 +51,7 @@ def law_chart(law: Law, table: Table) -> Spec:
     stride = max(1, math.ceil(len(known) / MAX_DRAWN))
     points = [{"x": float(x[i]), "y": float(y[i]), "says": f"{text.plain(shapes.names[i])}: "
                f"{text.cost(column, x[i])}, {text.quality(float(y[i]))}"} for i in known[::stride]]
-    line = _line(law) if law.identified else []
+    line = _line(law)
     xs = [row["x"] for row in [*points, *line]]
     ys = [row[name] for row in line for name in ("y", "low", "high")] + [p["y"] for p in points]
     x_domain, y_domain = log_domain(xs), log_domain([v for v in ys if v > 0])
@@ -55,7 +65,7 @@ def law_chart(law: Law, table: Table) -> Spec:
         "type": "point", "filled": True, "size": 34, "color": INK, "opacity": 0.8},
         "encoding": {"x": x_axis, "y": y_axis, "description": {"field": "says", "type": "nominal"}}}
     return {"width": LAW_SIZE[0], "height": LAW_SIZE[1], "title": _law_title(law),
-            "layer": [*(_line_layers(line, law, x_axis, y_axis) if line else []), dots]}
+            "layer": [*_line_layers(line, law, x_axis, y_axis), dots]}
 
 
 def _line(law: Law) -> list[dict[str, object]]:
@@ -96,34 +106,31 @@ def _line_layers(line: list[dict[str, object]], law: Law, x: Spec, y: Spec) -> l
 
 
 def _law_title(law: Law) -> Spec:
-    if not law.identified:
-        words = f"{law.form}: not identified, no line"
-    elif law.form == "power":
-        one = law.params["exponent"]
-        words = f"power, exponent {text.interval(one, '{:.3f}')}"
-    else:
-        words = law.form
+    words = f"{law.form}, exponent {text.interval(law.params['exponent'], '{:.3f}')}"
     return {"text": words, "fontSize": 11, "fontWeight": "normal", "anchor": "start", "offset": 6}
 
 
 # --- domains -------------------------------------------------------------------------------------
-def effects_charts(one: Comparison) -> list[Spec]:
-    """One chart a domain: every operator's effect at equal cost, best first, with its interval."""
+def effects_charts(one: Comparison, *, labels: bool = False) -> list[Spec]:
+    """One chart a domain: every operator's effect at equal cost, best first, with its interval.
+
+    The first chart names the operators; with `labels` each does.
+    """
     best: dict[str, float] = {}
     for effect in one.effects:
         best[effect.operator] = max(best.get(effect.operator, -math.inf),
                                     effect.effect.estimate or 0.0)
     order = sorted(best, key=lambda name: (name not in one.tau.operators, -best[name]))
     order = order[:MAX_EFFECTS]
-    labels = {name: text.plain(name, 26) for name in order}
+    shown = {name: text.plain(name, 26) for name in order}
     charts = []
     for k, domain in enumerate(one.qualities):
-        rows = [{"operator": labels[e.operator], "value": e.effect.estimate, "low": e.effect.low,
+        rows = [{"operator": shown[e.operator], "value": e.effect.estimate, "low": e.effect.low,
                  "high": e.effect.high, "says": f"{text.plain(e.operator)}, {text.plain(domain)}: "
                  f"{text.interval(e.effect)}"}
-                for e in one.effects if e.domain == domain and e.operator in labels]
-        charts.append(_effect_chart(rows, list(labels.values()), COLORS[k % len(COLORS)],
-                                    _effect_title(one, domain), first=k == 0))
+                for e in one.effects if e.domain == domain and e.operator in shown]
+        charts.append(_effect_chart(rows, list(shown.values()), COLORS[k % len(COLORS)],
+                                    _effect_title(one, domain), first=labels or k == 0))
     return charts
 
 
@@ -138,7 +145,8 @@ def _effect_chart(
     y = {"field": "operator", "type": "nominal", "sort": None, "title": None,
          "scale": {"domain": list(order)},
          "axis": {"labels": first, "ticks": False, "grid": False, "labelLimit": 170}}
-    x = {"type": "quantitative", "title": "better →", "axis": {"tickCount": 5, "format": "~g"}}
+    x = {"type": "quantitative", "title": "better →", "axis": {"tickCount": 5, "format": "~g"},
+         "scale": {"nice": True, "zero": True}}
     known = [row for row in rows if row["low"] is not None and row["high"] is not None]
     return {"width": EFFECT_WIDTH, "height": max(60, EFFECT_ROW * len(order)),
             "title": {"text": title, "fontSize": 11, "anchor": "start", "fontWeight": "normal"},
@@ -173,8 +181,9 @@ def agreement_chart(one: Agreement, table: Table) -> Spec:
                 "scale": {"zero": False, "nice": True, "reverse": side[1] == "min"},
                 "axis": {"tickCount": 5, "format": "~g"}}
 
-    words = (f"tau {text.interval(one.kendall, '{:.2f}')}, {one.inverted} of {one.decided} turn "
-             "around")
+    words = f"tau {text.interval(one.kendall, '{:.2f}')}"
+    if one.decided is not None:
+        words += f", {one.inverted} of {one.decided} turn around"
     return {"width": SCATTER_SIZE[0], "height": SCATTER_SIZE[1], "data": {"values": rows},
             "title": {"text": words, "fontSize": 11, "fontWeight": "normal", "anchor": "start"},
             "mark": {"type": "point", "filled": True, "size": 40, "color": BLUE, "opacity": 0.75},

@@ -71,7 +71,7 @@ def write_files(
     content = _content(records, title, tables)
     made = {"report.html": _page(content).encode("utf-8", "replace")}
     for name, grid in _figures(content).items():
-        made[f"{name}.png"], made[f"{name}.svg"] = charts.to_png(grid), charts.to_svg_file(grid)
+        made[f"{name}.png"], made[f"{name}.svg"] = charts.to_files(grid)
     made |= csvfiles.of(content.found, content.sources, content.trials, {
         one.domain.name: (one.curves, one.transfer) for one in content.chapters})
     try:
@@ -147,9 +147,8 @@ def _grids(chapter: Chapter) -> dict[str, list[list[charts.Spec]]]:
     domain = chapter.domain
     scatters = [morecharts.agreement_chart(one, domain.table) for one in domain.agreements]
     laws: dict[str, list[charts.Spec]] = {}
-    for law in domain.laws:
-        if law.form == "power":
-            laws.setdefault(law.y, []).append(morecharts.law_chart(law, domain.table))
+    for law in morecharts.drawn_laws(domain.laws):
+        laws.setdefault(law.y, []).append(morecharts.law_chart(law, domain.table))
     return {
         "fronts": [[charts.front_chart(front) for front in group if charts.drawn_points(front)]
                    for group in sections.by_quality(domain.fronts)],

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from deepnarrow.pareto import FRONT_COSTS
 from deepnarrow.records import Record
 from deepnarrow.report import charts, text
 from deepnarrow.report.findings import Domain
@@ -113,8 +114,8 @@ def shapes(domain: Domain, sources: Sources, anchors: Mapping[str, str]) -> str:
     """One row a shape, which lists its trials."""
     rows = domain.table
     found = shapes_of(rows)
-    costs = [name for name in rows.costs if name in rows.columns
-             and np.isfinite(rows.columns[name]).any()]
+    known = [name for name in rows.costs if np.isfinite(rows.columns[name]).any()]
+    costs = [name for name in ("params_total", *FRONT_COSTS) if name in known] or known
     shown = [name for name in rows.qualities if name.startswith("upstream/")] or \
         list(rows.qualities[:6])
     columns = {**_sizes([mean_by_shape(rows, found, name) if name in rows.columns else None

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from deepnarrow.agreement import Agreement
+from deepnarrow.bootstrap import Interval
 from deepnarrow.claims import Claims, Match
-from deepnarrow.compare import Comparison
+from deepnarrow.compare import JOINT, Comparison
 from deepnarrow.laws import Law
 from deepnarrow.operators import split_name
 from deepnarrow.pareto import Front
@@ -28,6 +29,11 @@ Rows = list[tuple[Any, ...]]
 def number(value: float) -> str:
     """A number to four digits."""
     return f"{value:.4g}"
+
+
+def lead(one: Interval) -> str:
+    """A difference of qualities with its interval, to three digits."""
+    return text.interval(one, "{:+.3g}")
 
 
 def percent(value: float) -> str:
@@ -52,7 +58,7 @@ def shapes(domain: Domain) -> Sheet:
     """One row a shape: operator, fields, costs."""
     found = shapes_of(domain.table)
     fields = [name for name in FIELD_LIMITS if name in domain.table.columns]
-    costs = [name for name in domain.table.costs if name in domain.table.columns]
+    costs = domain.table.costs
     columns = (SHAPE, Column("operator", "Operator"),
                *(Column(name, name, "number", number) for name in fields),
                *(_cost_column(name) for name in costs))
@@ -113,7 +119,7 @@ def fronts(found: Sequence[Front], domain: str) -> Sheet:
                Column("quality_sd", "sd", "number", number), Column("seeds", "Seeds", "number"),
                Column("on_front", "On the front"), Column("on_any_front", "On any front"),
                Column("membership", "Membership", "number", percent),
-               Column("margin", "Lead", "interval", text.interval))
+               Column("margin", "Lead", "interval", lead))
     rows = [(front.quality, front.cost, front.machine, p.name, p.cost, p.quality_mean, p.quality_sd,
              p.n, p.on_front, p.on_any_front, p.membership, p.margin)
             for front in found for p in front.points]
@@ -161,7 +167,7 @@ def matches(claims: Sequence[Claims], domain: str) -> Sheet:
     """A shape against a baseline that costs more."""
     columns = (QUALITY, COST, SHAPE, Column("baseline", "Baseline", "shape"),
                Column("cost_ratio", "of its cost", "number", percent),
-               Column("difference", "Quality minus baseline's", "interval", text.interval),
+               Column("difference", "Quality minus baseline's", "interval", lead),
                Column("verdict", "Verdict"), Column("seeds_needed", "Seeds to decide", "number"))
     rows: Rows = []
     shown = []
@@ -204,13 +210,13 @@ def savings(claims: Sequence[Claims], domain: str) -> Sheet:
 def gains(claims: Sequence[Claims], domain: str) -> Sheet:
     """What every operator buys."""
     columns = (QUALITY, COST, Column("operator", "Operator"), Column("shapes", "Shapes", "shape"),
-               Column("per_doubling", "Quality per doubling of cost", "interval", text.interval),
-               Column("lift", "Over the front without it", "interval", text.interval))
+               Column("per_doubling", "Quality per doubling of cost", "interval", lead),
+               Column("lift", "Over the front without it", "interval", lead))
     rows = [(one.quality, one.cost, gain.operator, gain.shapes, gain.per_doubling, gain.lift)
             for one in claims for gain in one.gains]
     return Sheet("gains", domain, columns, tuple(rows), "What every operator buys",
-                 "Better is positive. The lift: by how much the operator's shapes, on average, lead "
-                 "the front of all shapes without it at equal cost.",
+                 "Better is positive. The lift: how far its shapes lead the front of all "
+                 "shapes without it at equal cost, on average.",
                  _first(rows, 2 * MAX_SHOWN))
 
 
@@ -230,8 +236,9 @@ def depth_limits(claims: Sequence[Claims], domain: str) -> Sheet:
 def rungs(claims: Sequence[Claims], domain: str) -> Sheet:
     """The operators of every size, best first."""
     columns = (QUALITY, COST, Column("base", "Base"),
-               Column("rung_cost", "Its cost", "number", number), Column("operator", "Operator"),
-               Column("effect", "Effect at equal cost", "interval", text.interval))
+               Column("rung_cost", "Its cost", "number", text.count),
+               Column("operator", "Operator"),
+               Column("effect", "Effect at equal cost", "interval", lead))
     rows = [(one.quality, one.cost, rung.base, rung.cost, operator, effect)
             for one in claims for rung in one.regions.rungs for operator, effect in rung.ranking]
     return Sheet("regions", domain, columns, tuple(rows), "Operators by size, best first", "",
@@ -287,8 +294,8 @@ def inversions(found: Sequence[Agreement], domain: str) -> Sheet:
                Column("upstream_better", "Better upstream", "shape"),
                Column("downstream_better", "Better downstream", "shape"),
                Column("operator", "Operators"),
-               Column("upstream", "Upstream lead", "interval", text.interval),
-               Column("difference", "Downstream lead", "interval", text.interval))
+               Column("upstream", "Upstream lead", "interval", lead),
+               Column("difference", "Downstream lead", "interval", lead))
     rows = [(one.downstream[0], pair.upstream_better, pair.downstream_better,
              " / ".join("-".join(split_name(name)[1]) or "none" for name in (
                  pair.upstream_better, pair.downstream_better)), pair.upstream, pair.downstream)
@@ -350,7 +357,7 @@ def effects(found: Sequence[tuple[str, Comparison]]) -> Sheet:
     """Effects of every operator in every domain, one row each."""
     columns = (Column("stage", "Stage"), COST, DOMAIN, QUALITY, Column("operator", "Operator"),
                Column("shapes", "Shapes", "shape"),
-               Column("effect", "Effect at equal cost", "interval", text.interval))
+               Column("effect", "Effect at equal cost", "interval", lead))
     rows = [(stage, one.cost, effect.domain, one.qualities[effect.domain][0], effect.operator,
              effect.shapes, effect.effect) for stage, one in found for effect in one.effects]
     return Sheet("effects", "", columns, tuple(rows))
@@ -366,7 +373,7 @@ def side_by_side(one: Comparison) -> Sheet:
             if (found := by_place.get((d, name))) is not None)))
     columns = (Column("operator", "Operator"), *(
         Column(name, f"{text.plain(name, 40)}: {text.quality_title(one.qualities[name][0])}",
-               "interval", text.interval) for name in domains))
+               "interval", lead) for name in domains))
     rows = tuple((name, *(by_place.get((d, name)) for d in domains)) for name in operators)
     return Sheet("effects", "", columns, rows, "", "", _first(rows, 3 * MAX_SHOWN))
 
@@ -383,6 +390,20 @@ def verdicts(found: Sequence[tuple[str, Comparison]]) -> Sheet:
     return Sheet("verdicts", "", columns, rows)
 
 
+def verdicts_by_domain(found: Sequence[tuple[str, Comparison]]) -> Sheet:
+    """The same, a row a comparison, with the reasons below."""
+    names = list(dict.fromkeys(name for _, one in found for name in one.verdicts))
+    columns = (Column("stage", "Stage"), COST,
+               *(Column(name, text.plain(name, 40), "text", str) for name in names))
+    rows = tuple((stage, one.cost, *(one.verdicts.get(name) or "no verdict" for name in names))
+                 for stage, one in found)
+    reasons = dict.fromkeys(f"{text.plain(where, 60)}: {reason}" for _, one in found
+                            for where, reason in one.reasons.items() if where != JOINT)
+    margins = dict.fromkeys(f"margin {one.margin:g}, saving {one.saving:.0%}" for _, one in found)
+    return Sheet("verdicts", "", columns, rows, "DeepNarrow's verdicts",
+                 f"Set beforehand: {'; '.join(margins)}. {'; '.join(reasons)}")
+
+
 def taus(found: Sequence[tuple[str, Comparison]]) -> Sheet:
     """Kendall's tau of the operators' ranking, a row a comparison."""
     columns = (Column("stage", "Stage"), COST, Column("shared", "Operators shared", "number"),
@@ -395,19 +416,17 @@ def taus(found: Sequence[tuple[str, Comparison]]) -> Sheet:
 
 
 def _tau(one: Comparison) -> Any:
-    from deepnarrow.bootstrap import Interval
-
     return Interval(one.tau.estimate, one.tau.low, one.tau.high, one.tau.method)
 
 
 def deep_tests(found: Sequence[tuple[str, Comparison]]) -> Sheet:
     """The tests behind the verdicts."""
     columns = (Column("stage", "Stage"), COST, DOMAIN, SHAPE,
-               Column("shape_cost", "Its cost", "number", number),
-               Column("reference_cost", "Reference's cost", "number", number),
+               Column("shape_cost", "Its cost", "number", text.count),
+               Column("reference_cost", "Reference's cost", "number", text.count),
                Column("difference", "Quality minus the reference's (95%, simultaneous)", "interval",
-                      text.interval))
+                      lead))
     rows = tuple((stage, one.cost, test.domain, test.shape, test.cost, test.reference_cost,
                   test.difference) for stage, one in found for test in one.tests)
-    return Sheet("deepnarrow-tests", "", columns, rows, "Behind the verdicts", "",
+    return Sheet("deepnarrow-tests", "", columns, rows, "Tests behind the verdicts", "",
                  _first(rows, MAX_SHOWN))

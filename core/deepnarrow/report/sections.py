@@ -8,7 +8,7 @@ from deepnarrow.laws import EXTRAPOLATION
 from deepnarrow.pareto import Front
 from deepnarrow.report import charts, morecharts, results, text
 from deepnarrow.report.findings import Domain, Findings
-from deepnarrow.report.sheets import Sheet, Sources, link, table, to_html
+from deepnarrow.report.sheets import Sheet, Sources, link, table, to_html, without
 from deepnarrow.report.text import escape
 
 FIGURES = {"fronts": "quality against cost", "curves": "learning curves",
@@ -64,14 +64,16 @@ def across(found: Findings, sources: Sources) -> str:
              "<b>holds</b> and <b>fails</b> are right together with 95%; everything else is "
              "<b>undecided</b>, and fewer than five shared operators give no verdict.</p>"]
     if found.comparisons:
-        parts += [to_html(results.verdicts(found.comparisons), sources),
+        parts += [to_html(results.verdicts_by_domain(found.comparisons), sources),
                   to_html(results.taus(found.comparisons), sources)]
     seen = set()
     for stage, one in found.comparisons:
         title = f"Effects {stage}, at equal {text.cost_title(one.cost).lower()}"
         body = to_html(results.side_by_side(one), sources)
-        drawn = "".join(figure(chart, f"{title}: {domain}") for domain, chart in zip(
-            one.qualities, morecharts.effects_charts(one), strict=True)) if one.effects else ""
+        drawn = "".join(
+            figure(chart, f"{title}: {domain}") for domain, chart in zip(
+                one.qualities, morecharts.effects_charts(one, labels=True), strict=True)
+            if one.effects)
         notes = [f"{len(names)} shapes of {domain} cost more or less than any reference shape"
                  for domain, names in one.outside.items()]
         notes += [f"{len(names)} shapes of {domain} have no finite cost or quality"
@@ -133,14 +135,20 @@ def _left_out(group: Sequence[Front]) -> str:
 
 
 def claims(domain: Domain, sources: Sources) -> str:
-    """Savings, matches, operators and depth; compute regions."""
+    """Savings, matches, operators, depth and compute regions, one fold a quality."""
     if not domain.claims:
         return '<p class="empty">No claims: no plane of a cost and a quality was measured.</p>'
-    made = (results.savings, results.matches, results.gains, results.depth_limits)
-    body = "".join(_group(make(domain.claims, domain.name), sources) for make in made)
-    regions = "".join(_group(make(domain.claims, domain.name), sources)
-                      for make in (results.rungs, results.steps))
-    return f"<h3>What the fronts say</h3>{body}<h3>Compute regions</h3>{regions}"
+    made = (results.savings, results.matches, results.gains, results.depth_limits, results.rungs,
+            results.steps)
+    parts = ["<h3>What the fronts say, and compute regions</h3><p>Differences of quality are in "
+             "its own unit and better is positive; in brackets the 90% interval, ? for a bound "
+             "outside what was measured.</p>"]
+    for i, quality in enumerate(dict.fromkeys(one.quality for one in domain.claims)):
+        mine = [one for one in domain.claims if one.quality == quality]
+        body = "".join(_group(make(mine, domain.name), sources) for make in made)
+        parts.append(f'<details{"" if i else " open"}><summary>'
+                     f"{escape(text.quality_title(quality))}</summary>{body}</details>")
+    return "".join(parts)
 
 
 NOTHING = {
@@ -157,7 +165,7 @@ def _group(sheet: Sheet, sources: Sources) -> str:
     if not sheet.rows:
         return (f"<h4>{escape(sheet.title)}</h4>"
                 f'<p class="empty">{NOTHING[sheet.name]}</p>')
-    return to_html(sheet, sources)
+    return to_html(without(sheet, "quality"), sources)
 
 
 def agreement(domain: Domain, sources: Sources) -> str:
@@ -170,7 +178,8 @@ def agreement(domain: Domain, sources: Sources) -> str:
                     for one in domain.agreements)
     pairs = results.inversions(domain.agreements, domain.name)
     return (f'<h3>Upstream against downstream</h3><div class="scatters">{drawn}</div>'
-            + to_html(results.agreement(domain.agreements, domain.name), sources)
+            + to_html(without(results.agreement(domain.agreements, domain.name), "upstream",
+                              "transform"), sources)
             + (to_html(pairs, sources) if pairs.rows else
                '<p class="note">No pair of shapes turns around beyond seed noise.</p>'))
 
@@ -179,13 +188,14 @@ def laws(domain: Domain, sources: Sources) -> str:
     """The laws, drawn where they have one input."""
     if not domain.laws:
         return '<h3>Scaling laws</h3><p class="empty">No law could be tried.</p>'
-    drawn = [law for law in domain.laws if list(law.inputs) == ["x"] and law.form == "power"]
     figures = "".join(figure(morecharts.law_chart(law, domain.table),
                              f"{law.form}: {text.quality_title(law.y)} against "
-                             f"{text.cost_title(law.inputs['x'])}") for law in drawn)
+                             f"{text.cost_title(law.inputs['x'])}")
+                      for law in morecharts.drawn_laws(domain.laws))
     return ('<h3>Scaling laws</h3><p>Points are means over seeds, the band is the 90% interval of '
             "the line. The line is solid over what was measured and thin beyond it; more than "
             f"{EXTRAPOLATION:g}× beyond the largest measured it is dashed: an extrapolation "
             "nobody should build on.</p>"
-            f'<div class="fronts">{figures}</div>'
+            + (f'<div class="fronts">{figures}</div>' if figures else
+               '<p class="empty">The data determine no power law, so no line is drawn.</p>')
             + to_html(results.laws(domain.laws, domain.name), sources))

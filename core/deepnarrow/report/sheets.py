@@ -95,7 +95,8 @@ def safe(value: Any) -> Any:
     ("'=1+1", -2.5, '', '')
     """
     if isinstance(value, str):
-        return "'" + value if value.lstrip().startswith(FORMULA) else value.replace("\0", "")
+        value = value.replace("\0", "")
+        return "'" + value if value.lstrip(" ").startswith(FORMULA) else value
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     return value
@@ -170,6 +171,14 @@ _NUMBER = ' class="number"'
 
 def _id(ids: Sequence[str] | None, i: int) -> str:
     return f' id="{ids[i]}"' if ids is not None else ""
+
+
+def without(sheet: Sheet, *keys: str) -> Sheet:
+    """The sheet as the page shows it where its surroundings say what those columns hold."""
+    kept = [i for i, column in enumerate(sheet.columns) if column.key not in keys]
+    return dataclasses.replace(
+        sheet, columns=tuple(sheet.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in sheet.rows))
 
 
 def _html(column: Column, value: Any, domain: str, sources: Sources) -> str:
