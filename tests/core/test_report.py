@@ -34,6 +34,7 @@ from deepnarrow.report import (
     morecharts,
     page,
     recordsections,
+    render,
     sheets,
     text,
     write_report,
@@ -286,7 +287,7 @@ def test_an_extrapolation_is_dashed_beyond_ten_times_and_said():
     dashes = chart["layer"][1]["encoding"]["strokeDash"]["scale"]
     assert dict(zip(dashes["domain"], dashes["range"], strict=True))["more than 10x beyond"] == [
         4, 4]
-    svg = charts.to_svg(chart, "law")
+    svg = render.to_svg(chart, "law")
     assert 'stroke-dasharray="4,4"' in svg
     assert "10× the largest" in svg
     refused = fit(from_records(records[:6]), POWER, {"x": "flops"}, "upstream/loss")
@@ -480,8 +481,8 @@ def test_figures_are_valid_vega_lite():
     front_charts = [charts.front_chart(front) for front in fronts_of(records)[:1]]
     curve_charts = [charts.curve_chart(curves, name)
                     for name, curves in mean_curves(records, rows).items()]
-    for chart in (*front_charts, *curve_charts, charts.grid([front_charts, curve_charts], "title")):
-        altair.Chart.from_dict(charts.themed(chart)).to_dict()
+    for chart in (*front_charts, *curve_charts):
+        altair.Chart.from_dict(render.themed(chart)).to_dict()
     assert len(curve_charts) == 2
 
 

@@ -308,10 +308,15 @@ def _compare(parser: Parser) -> None:
 
 
 def _report(parser: Parser) -> None:
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study")
+    _tables(parser)
     parser.add_argument("--out", metavar="PATH", action=Once, required=True,
-                        help="the page, if it ends in .html, else a folder for report.html; the "
-                             "figures go beside the page")
+                        help="the page, if it ends in .html, else a folder for report.html; its "
+                             "figures (PNG, SVG) and tables (CSV) go beside the page")
+    parser.add_argument("--cost", metavar="NAME[:min]", action="append", default=[],
+                        help="a cost column of a file; several may be given")
+    parser.add_argument("--quality", metavar="NAME[:min|max]", action="append", default=[],
+                        help="a quality column of a file; several may be given")
+    _by(parser)
 
 
 def _import(parser: Parser) -> None:
@@ -361,5 +366,5 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
     "fit": ("scaling laws, with intervals or a refusal", "deepnarrow.cli.fit:run", _fit),
     "compare": ("does it hold in another domain?", "deepnarrow.cli.compare:run", _compare),
-    "report": ("write a study's report again", "deepnarrow.cli.analysis:report", _report),
+    "report": ("pictures and tables of studies and of files", "deepnarrow.cli.analysis:report", _report),
 }

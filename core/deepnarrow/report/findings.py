@@ -75,8 +75,9 @@ def find(table: Table) -> Findings:
 
 def _domain(table: Table, name: str) -> Domain:
     mine = select(table, table.domain == name)
-    qualities = tuple((quality, table.directions[quality]) for quality in headline_qualities(
-        quality for quality in table.qualities if _measured(mine, quality)))[:MAX_QUALITIES]
+    names = headline_qualities(one for one in table.qualities if _measured(mine, one))
+    qualities: tuple[tuple[str, Direction], ...] = tuple(
+        (one, table.directions[one]) for one in names[:MAX_QUALITIES])
     costs = [cost for cost in FRONT_COSTS if cost in table.costs] or list(table.costs)
     made = tuple(fronts(mine, costs, qualities)) if qualities else ()
     problems: dict[str, None] = {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,8 @@ def law_chart(law: Law, table: Table) -> Spec:
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0))
     stride = max(1, math.ceil(len(known) / MAX_DRAWN))
     points = [{"x": float(x[i]), "y": float(y[i]), "says": f"{text.plain(shapes.names[i])}: "
-               f"{text.cost(column, x[i])}, {text.quality(float(y[i]))}"} for i in known[::stride]]
+               f"{text.cost(column, float(x[i]))}, {text.quality(float(y[i]))}"}
+              for i in known[::stride]]
     line = _line(law)
     xs = [row["x"] for row in [*points, *line]]
     ys = [row[name] for row in line for name in ("y", "low", "high")] + [p["y"] for p in points]
@@ -68,7 +70,7 @@ def law_chart(law: Law, table: Table) -> Spec:
             "layer": [*_line_layers(line, law, x_axis, y_axis), dots]}
 
 
-def _line(law: Law) -> list[dict[str, object]]:
+def _line(law: Law) -> list[dict[str, Any]]:
     form = next(form for form in FORMS if form.name == law.form)
     low, high = law.ranges["x"]
     limit = EXTRAPOLATION * high
@@ -87,7 +89,7 @@ def _line(law: Law) -> list[dict[str, object]]:
     return rows
 
 
-def _line_layers(line: list[dict[str, object]], law: Law, x: Spec, y: Spec) -> list[Spec]:
+def _line_layers(line: list[dict[str, Any]], law: Law, x: Spec, y: Spec) -> list[Spec]:
     limit = EXTRAPOLATION * law.ranges["x"][1]
     parts = {"field": "part", "type": "nominal", "legend": None}
     data = {"data": {"values": line}}
@@ -140,7 +142,7 @@ def _effect_title(one: Comparison, domain: str) -> str:
 
 
 def _effect_chart(
-    rows: list[dict[str, object]], order: Sequence[str], color: str, title: str, *, first: bool
+    rows: list[dict[str, Any]], order: Sequence[str], color: str, title: str, *, first: bool
 ) -> Spec:
     y = {"field": "operator", "type": "nominal", "sort": None, "title": None,
          "scale": {"domain": list(order)},

@@ -14,7 +14,15 @@ import numpy as np
 from deepnarrow import files
 from deepnarrow.errors import InputError
 from deepnarrow.records import Record, latest
-from deepnarrow.report import charts, csvfiles, explorer, morecharts, recordsections, sections
+from deepnarrow.report import (
+    charts,
+    csvfiles,
+    explorer,
+    morecharts,
+    recordsections,
+    render,
+    sections,
+)
 from deepnarrow.report.findings import Domain, Findings, find
 from deepnarrow.report.recordsections import MAX_ROWS, plural
 from deepnarrow.report.sheets import Source, Sources
@@ -29,6 +37,8 @@ from deepnarrow.report.tables import (
 from deepnarrow.report.text import escape
 from deepnarrow.summary import machine, shape_table
 from deepnarrow.table import Table, concat, from_records, select, shapes_of
+
+Grid = list[list[charts.Spec]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +80,8 @@ def write_files(
     """See `report.write_report`."""
     content = _content(records, title, tables)
     made = {"report.html": _page(content).encode("utf-8", "replace")}
-    for name, grid in _figures(content).items():
-        made[f"{name}.png"], made[f"{name}.svg"] = charts.to_files(grid)
+    for name, (rows, heading) in _figures(content).items():
+        made[f"{name}.png"], made[f"{name}.svg"] = render.to_files(rows, heading)
     made |= csvfiles.of(content.found, content.sources, content.trials, {
         one.domain.name: (one.curves, one.transfer) for one in content.chapters})
     try:
@@ -127,23 +137,23 @@ def _sources(whole: Table) -> dict[tuple[str, str], Source]:
 
 
 # --- figures -------------------------------------------------------------------------------------
-def _figures(content: Content) -> dict[str, charts.Spec]:
-    """The page's figures by name of file, one a kind and domain."""
+def _figures(content: Content) -> dict[str, tuple[Grid, str]]:
+    """The page's figures by name of file, one a kind and domain: charts in rows, and a heading."""
     made = {}
     for chapter in content.chapters:
         for kind, rows in _grids(chapter).items():
             rows = [row for row in rows if row]
             if rows:
                 title = f"{chapter.domain.name or 'all rows'}: {sections.FIGURES[kind]}"
-                made[f"{kind}-{slug(chapter.domain.name or 'all')}"] = charts.grid(rows, title)
+                made[f"{kind}-{slug(chapter.domain.name or 'all')}"] = (rows, title)
     effects = [row for _, one in content.found.comparisons
                if (row := morecharts.effects_charts(one))]
     if effects:
-        made["effects"] = charts.grid(effects, sections.FIGURES["effects"])
+        made["effects"] = (effects, sections.FIGURES["effects"])
     return made
 
 
-def _grids(chapter: Chapter) -> dict[str, list[list[charts.Spec]]]:
+def _grids(chapter: Chapter) -> dict[str, Grid]:
     domain = chapter.domain
     scatters = [morecharts.agreement_chart(one, domain.table) for one in domain.agreements]
     laws: dict[str, list[charts.Spec]] = {}
@@ -168,8 +178,8 @@ def _page(content: Content) -> str:
     folder = resources.files("deepnarrow.report")
     script = explorer.script()
     body = [_header(content)]
+    domains = [chapter.domain for chapter in content.chapters]
     if content.counts.statuses["done"] or content.foreign[0]:
-        domains = [chapter.domain for chapter in content.chapters]
         body += [explorer.MARKUP, sections.efficient(domains, content.sources),
                  sections.across(content.found, content.sources),
                  *(_chapter(chapter, content) for chapter in content.chapters)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepnarrow.pareto import FRONT_COSTS
 from deepnarrow.records import Record
-from deepnarrow.report import charts, text
+from deepnarrow.report import charts, render, text
 from deepnarrow.report.findings import Domain
 from deepnarrow.report.sheets import Sources, table
 from deepnarrow.report.tables import BASELINES, Curve, TransferTable
@@ -47,7 +47,7 @@ def curves(found: Mapping[str, Sequence[Curve]]) -> str:
         return '<p class="empty">No learning curves were recorded.</p>'
     figures, hidden = [], 0
     for name, mine in found.items():
-        svg = charts.to_svg(charts.curve_chart(mine, name), f"Learning curves: {name}")
+        svg = render.to_svg(charts.curve_chart(mine, name), f"Learning curves: {name}")
         figures.append(f"<figure>{svg}</figure>")
         hidden = max(hidden, len(mine) - len(charts.drawn_curves(mine)))
     note = (f'<p class="note">{plural(hidden, "shape")} that end higher are not drawn.</p>'

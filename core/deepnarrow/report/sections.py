@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deepnarrow.laws import EXTRAPOLATION
 from deepnarrow.pareto import Front
-from deepnarrow.report import charts, morecharts, results, text
+from deepnarrow.report import charts, morecharts, render, results, text
 from deepnarrow.report.findings import Domain, Findings
 from deepnarrow.report.sheets import Sheet, Sources, link, table, to_html, without
 from deepnarrow.report.text import escape
@@ -26,7 +26,7 @@ def by_quality(found: Sequence[Front]) -> list[list[Front]]:
 
 def figure(chart: charts.Spec, label: str) -> str:
     """A figure of the page."""
-    return f"<figure>{charts.to_svg(chart, label)}</figure>"
+    return f"<figure>{render.to_svg(chart, label)}</figure>"
 
 
 # --- across domains ------------------------------------------------------------------------------
