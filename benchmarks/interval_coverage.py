@@ -26,7 +26,15 @@ import numpy as np
 from deepnarrow import files
 from deepnarrow.bootstrap import Interval, contrasts
 from deepnarrow.claims import front_cost, gains, savings
-from deepnarrow.compare import MARGIN, SAVING, judge
+from deepnarrow.compare import (
+    MARGIN,
+    MIN_SHARED,
+    SAVING,
+    judge,
+    kendall_tau,
+    kendall_variance,
+    rank_interval,
+)
 from deepnarrow.lawforms import POWER
 from deepnarrow.laws import fit
 from deepnarrow.operators import Family, curve_weights, effect_contrasts, family_of
@@ -92,6 +100,19 @@ def study(shapes: int, seeds: int, number: int) -> Iterator[tuple[str, float]]:
         assert point.membership is not None
         yield f"on the true front, membership {_bin(point.membership)}", float(margins[i] >= 0)
     yield from _null(shapes, seeds, rng)
+    if shapes >= MIN_SHARED:
+        yield from _tau(shapes, rng)
+
+
+def _tau(shapes: int, rng: np.random.Generator) -> Iterator[tuple[str, float]]:
+    """Rank correlation of operators that two domains rank alike to a degree, normal or mixed."""
+    for tau in (0.0, 0.5, 0.9):
+        rho = math.sin(math.pi / 2 * tau)  # of normal pairs with that tau
+        one, other = rng.standard_normal((2, shapes))
+        other = rho * one + math.sqrt(1 - rho ** 2) * other
+        found = float(kendall_tau(one, other))
+        low, high = rank_interval(found, kendall_variance(shapes), np.array([found]))
+        yield f"tau, {tau:g} planted", low <= tau <= high
 
 
 def _bin(share: float) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepnarrow.bootstrap import LEVEL, SEED, Interval, Uncertain, contrasts, draw_means, uncertain
-from deepnarrow.compare import affordable, kendall_tau
+from deepnarrow.bootstrap import SEED, Interval, Uncertain, contrasts, draw_means, uncertain
+from deepnarrow.compare import affordable, kendall_tau, kendall_variance, rank_interval
 from deepnarrow.dominance import Direction
 from deepnarrow.operators import split_name
 from deepnarrow.table import SeedValues, Table, seed_values, shapes_of
@@ -44,7 +44,7 @@ class Agreement:
       upstream, downstream: columns; each with its direction, better being positive in all numbers.
       transform: what is ranked, in words.
       shapes: how many have both.
-      kendall, spearman: rank correlations; intervals by resampling shapes and the noise of seeds.
+      kendall, spearman: rank correlations, with intervals (`compare.rank_interval`).
       inversions: pairs that turn around, the surest first, at most `MAX_PAIRS`.
       inverted, decided: how many pairs turn around, of those that both sides decide; None with one
         seed or more than `MAX_PAIRED` shapes.
@@ -99,15 +99,14 @@ def _agreement(
     signs = [1.0 if way == "max" else -1.0 for _, way in (upstream, downstream)]
     means = [sign * values.mean for sign, values in zip(signs, (first, second), strict=True)]
     noises = [uncertain(first), uncertain(second)]
-    rng = np.random.default_rng(seed)
-    draws = affordable(DRAWS, len(means[0]))
-    places = rng.integers(0, len(means[0]), (draws, len(means[0])))
+    size = len(means[0])
+    draws = affordable(DRAWS, size)
     drawn = []
     for k, noise in enumerate(noises):
         one = np.repeat(means[k][None], draws, 0) if noise is None else \
             signs[k] * draw_means(noise, draws, seed + k)
-        drawn.append(np.take_along_axis(one, places, axis=1))
-    method = "percentile over shapes" + (" and seeds" if all(noises) else "")
+        drawn.append(one)
+    method = "score over shapes" + (", widened by the noise of seeds" if all(noises) else "")
     inversions, decided = _inversions(first.names, noises, signs)
     involved = Counter(operator for one in inversions for operator in {
         "-".join(split_name(name)[1]) for name in (one.upstream_better, one.downstream_better)}
@@ -115,8 +114,9 @@ def _agreement(
     return Agreement(
         upstream, downstream,
         f"ranks of {_signed(*upstream)} against ranks of {_signed(*downstream)}", len(means[0]),
-        _interval(kendall_tau(*means), kendall_tau(*drawn), method),
-        _interval(spearman(*means), spearman(*drawn), method), tuple(inversions[:MAX_PAIRS]),
+        _interval(kendall_tau(*means), kendall_variance(size), kendall_tau(*drawn), method),
+        _interval(spearman(*means), 1 / (size - 1), spearman(*drawn), method),
+        tuple(inversions[:MAX_PAIRS]),
         None if decided is None else len(inversions), decided,
         tuple(sorted(involved.items(), key=lambda pair: -pair[1])))
 
@@ -125,12 +125,13 @@ def _signed(name: str, way: Direction) -> str:
     return name if way == "max" else f"-{name}"
 
 
-def _interval(estimate: np.ndarray, drawn: np.ndarray, method: str) -> Interval:
+def _interval(
+    estimate: np.ndarray, variance: float, drawn: np.ndarray, method: str
+) -> Interval:
     if not np.isfinite(estimate):
         return Interval(None, None, None, "one side is constant")
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    value = float(estimate)
-    return Interval(value, float(min(low, value)), float(max(high, value)), method)
+    low, high = rank_interval(float(estimate), variance, drawn)
+    return Interval(float(estimate), low, high, method)
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -366,5 +366,5 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
     "fit": ("scaling laws, with intervals or a refusal", "deepnarrow.cli.fit:run", _fit),
     "compare": ("does it hold in another domain?", "deepnarrow.cli.compare:run", _compare),
-    "report": ("pictures and tables of studies and of files", "deepnarrow.cli.analysis:report", _report),
+    "report": ("pictures and tables of studies, files", "deepnarrow.cli.analysis:report", _report),
 }
