@@ -86,6 +86,21 @@ def agreements(
     return found
 
 
+def upstream_agreements(
+    table: Table, qualities: Sequence[tuple[str, Direction]]
+) -> list[Agreement]:
+    """Sets the first quality that is upstream (else the first of all) beside the others.
+
+    Args:
+      table: the rows of one domain.
+      qualities: columns with directions.
+    """
+    if len(qualities) < 2:
+        return []
+    first = next((one for one in qualities if one[0].startswith("upstream/")), qualities[0])
+    return agreements(table, first, [one for one in qualities if one[0] != first[0]])
+
+
 def _pick(values: SeedValues, places: np.ndarray) -> SeedValues:
     examples = None if values.examples is None else values.examples[places]
     return SeedValues(tuple(values.names[i] for i in places), values.mean[places],

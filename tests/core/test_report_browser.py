@@ -327,6 +327,10 @@ def test_keyboard_hover_and_tap_name_the_shape(page, report):
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
     hovered = page.run(name)
     assert hovered not in (first, None)
+    choose(page, "y", "fine-tuned")
+    assert page.run(name) == hovered  # the same shape, by the new axis
+    assert "fine-tuned" in page.run("document.querySelector('#explorer .details').textContent")
+    choose(page, "y", "Upstream loss")
     # Its trials lead to rows of the page.
     links = page.run("[...document.querySelectorAll('#explorer .details a')]"
                      ".map(a => a.getAttribute('href'))")

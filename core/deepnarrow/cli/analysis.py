@@ -109,11 +109,14 @@ def pareto(options: argparse.Namespace) -> Output:
         return Output(document, lambda console: _show(console, pareto_tables(found)))
     margin = number("--margin", options.margin)
     made = [one for front in found if (one := claims_of(table, front, margin)) is not None]
-    document["claims"] = claims.document(made)
+    agreed = claims.agreements_of(table, found)
+    document |= {"claims": claims.document(made), "agreements": [
+        {"modality": domain, **dataclasses.asdict(one)} for domain, one in agreed]}
 
     def show(console: Console) -> None:
         _show(console, pareto_tables(found))
         claims.show(console, made)
+        claims.show_agreements(console, agreed)
 
     return Output(document, show)
 

@@ -13,7 +13,34 @@ from deepnarrow.report.text import interval
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deepnarrow.agreement import Agreement
     from deepnarrow.claims import Claims
+    from deepnarrow.dominance import Direction
+    from deepnarrow.pareto import Front
+    from deepnarrow.table import Table
+
+
+def agreements_of(found: Table, fronts: Sequence[Front]) -> list[tuple[str, Agreement]]:
+    """Upstream against the other qualities of `fronts`, by domain."""
+    from deepnarrow.agreement import upstream_agreements
+    from deepnarrow.table import select
+
+    by_domain: dict[str, dict[str, Direction]] = {}
+    for front in fronts:
+        by_domain.setdefault(front.modality, {})[front.quality] = front.direction
+    return [(domain, one) for domain, qualities in by_domain.items()
+            for one in upstream_agreements(select(found, found.domain == domain),
+                                           list(qualities.items()))]
+
+
+def show_agreements(console: Console, made: Sequence[tuple[str, Agreement]]) -> None:
+    """Prints one table of all domains."""
+    rows = [(domain, one.upstream[0], one.downstream[0], interval(one.kendall, "{:.2f}"),
+             interval(one.spearman, "{:.2f}"), one.inverted, one.decided) for domain, one in made]
+    if rows:
+        console.print(table(["domain", "upstream", "against", "Kendall's tau:", "Spearman's rho:",
+                             "turn around:", "of decided pairs:"], rows,
+                            "Upstream against downstream, better is positive"))
 
 
 def document(made: Sequence[Claims]) -> list[dict[str, Any]]:

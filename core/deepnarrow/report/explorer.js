@@ -12,7 +12,8 @@ const HEIGHT = 400, LEFT = 62, RIGHT = 16, TOP = 14, BOTTOM = 46, REACH = 28;
 const COSTS = data.axes.map((a, i) => i).filter(i => data.axes[i].kind === "cost");
 const QUALITIES = data.axes.map((a, i) => i).filter(i => data.axes[i].kind === "quality");
 const state = { x: 0, y: 0, xLog: true, yLog: false, domains: new Set(), operators: new Set() };
-let drawn = []; // one a panel: { svg, points, selected }
+let drawn = []; // one a panel: { domain, svg, points, selected, mark }
+let named = null; // the shape that is named, whatever is drawn anew
 
 // --- small helpers ------------------------------------------------------------------------------
 function make(tag, attributes, text) {
@@ -121,6 +122,10 @@ function redraw() {
   if (!open.length) panels.append(make("p", { class: "empty" }, "No modality is chosen."));
   details.replaceChildren(make("p", { class: "note" },
     "Hover over, tap or focus the chart (then arrow keys) to name a shape."));
+  for (const chart of drawn) {
+    const i = chart.points.findIndex(p => p.shape === named);
+    if (i >= 0) select(chart, i);
+  }
 }
 
 function panel(domain, figure) {
@@ -251,6 +256,7 @@ function select(chart, i) {
   for (const other of drawn) if (other.mark) { other.mark.replaceChildren(); if (other !== chart) other.selected = -1; }
   chart.selected = i;
   const p = chart.points[i];
+  named = p.shape;
   draw("circle", { cx: p.px, cy: p.py, r: 8.5 }, chart.mark);
   const xAxis = data.axes[state.x], yAxis = data.axes[state.y];
   const heading = make("h3", {}, p.shape.name);

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from deepnarrow.agreement import Agreement, agreements
+from deepnarrow.agreement import Agreement, upstream_agreements
 from deepnarrow.claims import Claims, claims_of
 from deepnarrow.compare import Comparison, compare
 from deepnarrow.dominance import Direction
@@ -91,24 +91,15 @@ def _domain(table: Table, name: str) -> Domain:
         claims += [one] if one is not None else []
     laws, refused = _laws(mine, [cost for cost in costs if cost != STEP_TIME], qualities)
     problems |= dict.fromkeys(refused)
-    return Domain(name, mine, qualities, made, tuple(claims), tuple(_agreements(mine, qualities)),
-                  laws, operators_of(mine), tuple(problems))
+    agreed = tuple(upstream_agreements(mine, qualities))
+    return Domain(name, mine, qualities, made, tuple(claims), agreed, laws, operators_of(mine),
+                  tuple(problems))
 
 
 def _measured(table: Table, quality: str) -> bool:
     written = table.non_finite.get(quality)
     return bool(np.isfinite(table.columns[quality]).any() or (written is not None and
                                                               written.any()))
-
-
-def _agreements(
-    table: Table, qualities: Sequence[tuple[str, Direction]]
-) -> list[Agreement]:
-    """The first quality that is upstream (else the first of all) against the others."""
-    if len(qualities) < 2:
-        return []
-    upstream = next((one for one in qualities if one[0].startswith("upstream/")), qualities[0])
-    return agreements(table, upstream, [one for one in qualities if one[0] != upstream[0]])
 
 
 def _laws(
