@@ -28,16 +28,9 @@ from deepnarrow.plugins import notify
 from deepnarrow.protocol import AUTO, OptimizerConfig
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
+from deepnarrow.step import Program, make_program, metric_names, step_bytes
 from deepnarrow.store import Store
-from deepnarrow.train import (
-    Program,
-    TrainResult,
-    evaluate,
-    make_program,
-    metric_names,
-    step_bytes,
-    train,
-)
+from deepnarrow.train import TrainResult, evaluate, train
 from deepnarrow.transfer.fewshot import chance, extract_features, majority_accuracy, probe
 from deepnarrow.transfer.finetune import (
     FineTuneProgram,

@@ -35,7 +35,8 @@ from deepnarrow.modality import (
 from deepnarrow.protocol import FineTune, RunOptions
 from deepnarrow.records import CurvePoint, Status
 from deepnarrow.shape import Shape
-from deepnarrow.train import Program, make_program, metric_names, train
+from deepnarrow.step import Program, make_program, metric_names
+from deepnarrow.train import train
 from deepnarrow.transfer import apply_all
 from deepnarrow.transfer.fewshot import check_labels, majority_accuracy
 from deepnarrow.transfer.mixture import mix
