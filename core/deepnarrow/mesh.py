@@ -17,10 +17,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deepnarrow.errors import InputError, shorten, suggest
 from deepnarrow.modality import Axes, ParamArray
+
+if TYPE_CHECKING:
+    from deepnarrow.protocol import Sharding
 
 MESH_AXES = ("data", "fsdp", "tensor")
 RESERVED = "expert"  # a mesh axis to come, with the first architecture that has experts
@@ -95,37 +98,49 @@ class Whole(NamedTuple):
     why: str
 
 
-def parse_mesh(text: str, num_devices: int, where: str = "sharding.mesh") -> MeshShape:
-    """Reads a mesh, e.g. `fsdp=4,tensor=2`; without `data`, that axis takes all other devices.
-
-    Args:
-      text: `AXIS=SIZE`, commas between them.
-      num_devices: how many there are.
-      where: named in errors.
+def read_axes(text: str, where: str = "sharding") -> dict[str, int]:
+    """Reads `AXIS=SIZE` texts with commas between them.
 
     Raises:
-      InputError: an axis is unknown, given twice or of no size; the mesh needs more devices than
-        there are, or does not divide them.
+      InputError: an axis is unknown, given twice or of no size.
 
-    >>> parse_mesh("fsdp=4", 8)
-    MeshShape(data=2, fsdp=4, tensor=1)
+    >>> read_axes("fsdp=4,tensor=2")
+    {'fsdp': 4, 'tensor': 2}
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*([0-9]{1,7})\s*", part)
+        match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*([0-9]{1,7})\s*", part, re.ASCII)
         if not match:
-            raise InputError(where, "is no mesh", got=repr(shorten(text)),
+            raise InputError(where, "mesh cannot be read", got=repr(shorten(text)),
                              expected="AXIS=SIZE,..., e.g. 'fsdp=4,tensor=2'")
         axis, size = match[1], int(match[2])
         _check_axis(axis, size, sizes, where)
         sizes[axis] = size
+    return sizes
+
+
+def parse_mesh(text: str, num_devices: int, where: str = "sharding") -> MeshShape:
+    """Reads a mesh, e.g. `fsdp=4,tensor=2`; without `data`, that axis takes all other devices.
+
+    Args:
+      text: as `read_axes` takes it.
+      num_devices: how many there are.
+      where: named in errors.
+
+    Raises:
+      InputError: it is no mesh, needs more devices than there are, or does not divide them.
+
+    >>> parse_mesh("fsdp=4", 8)
+    MeshShape(data=2, fsdp=4, tensor=1)
+    """
+    sizes = read_axes(text, where)
     needed = math.prod(sizes.values())
     if needed > num_devices:
-        raise InputError(where, f"{text} needs more devices than there are", got=needed,
+        raise InputError(where, f"mesh {text} needs more devices than there are", got=needed,
                          expected=f"at most {num_devices}",
                          hint=f"'{_smaller(sizes, num_devices)}' would fit")
     if num_devices % needed:
-        raise InputError(where, f"{text} does not divide the devices", got=needed,
+        raise InputError(where, f"mesh {text} does not divide the devices", got=needed,
                          expected=f"a divisor of {num_devices}",
                          hint=f"'{_smaller(sizes, num_devices)}' would fit")
     return MeshShape(**{"data": num_devices // needed, **sizes})
@@ -133,17 +148,17 @@ def parse_mesh(text: str, num_devices: int, where: str = "sharding.mesh") -> Mes
 
 def _check_axis(axis: str, size: int, sizes: Mapping[str, int], where: str) -> None:
     if axis == RESERVED:
-        raise InputError(where, "axis 'expert' is reserved: no architecture has experts yet",
+        raise InputError(where, "mesh has the axis 'expert', which is reserved for experts to come",
                          expected=", ".join(MESH_AXES), hint="leave it out")
     if axis not in MESH_AXES:
         near = suggest(axis, MESH_AXES)
-        raise InputError(where, "unknown axis", got=repr(shorten(axis)),
+        raise InputError(where, "mesh has an unknown axis", got=repr(shorten(axis)),
                          expected=f"one of {', '.join(MESH_AXES)}",
                          hint=f"did you mean {near!r}?" if near else None)
     if axis in sizes:
-        raise InputError(where, f"axis {axis!r} is given twice", hint="keep one of them")
+        raise InputError(where, f"mesh has the axis {axis!r} twice", hint="keep one of them")
     if not 1 <= size <= MAX_DEVICES:
-        raise InputError(where, f"axis {axis!r} has a size that cannot be", got=size,
+        raise InputError(where, f"mesh has a size that cannot be for axis {axis!r}", got=size,
                          expected=f"1..{MAX_DEVICES}")
 
 
@@ -164,15 +179,57 @@ def find_rules(preset: str, mesh: MeshShape, where: str = "sharding") -> Rules:
     """
     if preset not in RULES:
         near = suggest(preset, RULES)
-        raise InputError(f"{where}.rules", "unknown preset", got=repr(shorten(preset)),
+        raise InputError(where, "rules are unknown", got=repr(shorten(preset)),
                          expected=f"one of {', '.join(RULES)}",
                          hint=f"did you mean {near!r}?" if near else None)
     used = {axis for _, target in RULES[preset] for axis in _names(target)}
     for axis, size in mesh.sizes.items():
         if size > 1 and axis not in used:
-            raise InputError(f"{where}.mesh", f"rules {preset!r} never use the axis {axis!r}",
+            raise InputError(where, f"rules {preset!r} never use the mesh axis {axis!r}",
                              got=mesh, expected=f"{axis}=1", hint=f"rules='fsdp+{axis}'")
     return RULES[preset]
+
+
+def choose_mesh(
+    sharding: Sharding, batch_sizes: Mapping[str, int], num_devices: int, num_processes: int = 1
+) -> tuple[MeshShape, list[str]]:
+    """Returns the mesh that `sharding` asks for, and notes for the user.
+
+    Without one, all devices lie along `data`, or along `fsdp` where the rules have it; on one host
+    as many as divide every batch.
+
+    Args:
+      sharding: mesh, rules and micro-batches.
+      batch_sizes: examples a step, by the place in the config.
+      num_devices: how many there are.
+      num_processes: that share them; with more than one, no device may be left out.
+
+    Raises:
+      InputError: the mesh, the rules and the batches do not fit each other.
+    """
+    notes: list[str] = []
+    if sharding.mesh is not None:
+        mesh = parse_mesh(sharding.mesh, num_devices)
+        if num_processes > 1 and mesh.size < num_devices:
+            raise InputError("sharding", f"mesh {sharding.mesh} leaves out devices",
+                             got=mesh.size, expected=num_devices,
+                             hint="leave out 'data': it takes all other devices")
+    else:
+        ways = num_devices
+        if num_processes == 1:
+            part = math.gcd(*(size // sharding.micro_batches for size in batch_sizes.values()))
+            ways = max(n for n in range(1, num_devices + 1) if part % n == 0)
+        if ways < num_devices:
+            notes.append(f"{ways} of {num_devices} devices are used: no more divide the batches")
+        mesh = MeshShape(**{"data" if sharding.rules == "data" else "fsdp": ways})
+    find_rules(sharding.rules, mesh)
+    for where, size in batch_sizes.items():
+        if size % (mesh.batch_ways * sharding.micro_batches):
+            raise InputError(where, "does not divide among the devices", got=size,
+                             expected=f"a multiple of {mesh.batch_ways * sharding.micro_batches} "
+                             f"(mesh {mesh}, micro_batches {sharding.micro_batches})",
+                             hint="another batch size, or fewer devices along data and fsdp")
+    return mesh, notes
 
 
 def _names(target: MeshAxis) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey, GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 
@@ -179,6 +180,13 @@ def _statistic(
             if tuple(found) == (*lead, *factored[0]):
                 return (*spec[:len(lead)], *factored[1])
     return ()
+
+
+def on_every_host(params: Any) -> Any:
+    """Returns params of which every process holds the whole: as host arrays, where none did."""
+    return jax.tree.map(
+        lambda x: x if not isinstance(x, jax.Array) or x.is_fully_addressable
+        else process_allgather(x, tiled=True), params)
 
 
 # --- activations ----------------------------------------------------------------------------------

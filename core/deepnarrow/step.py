@@ -232,6 +232,11 @@ class Program:
         """Returns what this process loaded of a batch as the program takes it."""
         return batch if self.layout is None else put_batch(self.layout, batch)
 
+    def on_host(self, function: Callable[[Params, Batch], Any]) -> Callable[[Params, Batch], Any]:
+        """Returns one of the program's functions for batches as this process loads them."""
+        return function if self.layout is None else (
+            lambda params, batch: function(params, self.put(batch)))
+
     def put_params(self, params: Params) -> Params:
         """Returns parameters, which every process has whole, where the program has them."""
         return params if self.shardings is None else jax.device_put(params, self.shardings.params)
