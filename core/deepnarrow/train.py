@@ -251,5 +251,5 @@ def _begin(
                              hint="the budget changed; train in a fresh directory")
         return checkpointer.restore(abstract_state(program))
     if initial_params is not None:
-        return program.start(initial_params), {}
+        return program.start(program.put_params(initial_params)), {}
     return program.init(np.int32(seed)), {}
