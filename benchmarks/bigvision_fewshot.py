@@ -89,7 +89,8 @@ def vit_features() -> tuple[Arrays, Arrays]:
     from deepnarrow.config import resolve_options
     from deepnarrow.plugins import registry
     from deepnarrow.protocol import OptimizerConfig, RunOptions
-    from deepnarrow.train import make_program, train
+    from deepnarrow.step import make_program
+    from deepnarrow.train import train
     from deepnarrow.transfer.fewshot import extract_features
 
     modality = registry().modality("vision_vit")

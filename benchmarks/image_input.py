@@ -213,7 +213,7 @@ def waiting_share(
     from deepnarrow.ops import resolve
     from deepnarrow.plugins import registry
     from deepnarrow.protocol import OptimizerConfig
-    from deepnarrow.train import make_program
+    from deepnarrow.step import make_program
 
     found = registry()
     modality = found.modality("vision_vit")

@@ -205,6 +205,7 @@ def train_waits(options, folder):
     """Waiting as a share of the time of a real run, and step times with and without loading."""
     import numpy as np
 
+    from deepnarrow import step
     from deepnarrow import train as loop
     from deepnarrow.assemble import make_model
     from deepnarrow.data import TrainStream
@@ -241,7 +242,7 @@ def train_waits(options, folder):
             return batch
 
     loop.TrainStream = Timed
-    program = loop.make_program(model, optimizer, options.train)
+    program = step.make_program(model, optimizer, options.train)
     rows = {"loaded": [], "held": [], "waiting": []}
     for number in range(options.rounds + 1):
         for name, source in (("loaded", data.train), ("held", still)):

@@ -235,7 +235,7 @@ def _describe(tree: Any) -> dict[str, str]:
 
 def _placed(like: Any) -> Any:
     """Returns abstract arrays that all say where they are to be put."""
-    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
                                        sharding=getattr(x, "sharding", None) or default), like)

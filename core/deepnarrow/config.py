@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.errors import InputError, shorten, suggest
-from deepnarrow.protocol import MAX_SEED, Pretraining, Protocol, RunOptions
+from deepnarrow.protocol import MAX_SEED, Pretraining, Protocol, RunOptions, Sharding
 from deepnarrow.settings import Report, apply_settings, build, build_value, like, parse_settings
 
 if TYPE_CHECKING:
@@ -117,12 +117,14 @@ class StudyConfig:
       seeds: pre-training seeds, each in [0, 2^31).
       modalities: the modalities' parts, by name.
       run: how the runs are watched.
+      sharding: how devices share the work of one model.
     """
 
     name: str
     seeds: tuple[int, ...]
     modalities: Mapping[str, ModalityStudy]
     run: RunOptions = dataclasses.field(default_factory=RunOptions)
+    sharding: Sharding = dataclasses.field(default_factory=Sharding)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or len(self.name) > MAX_NAME or not self.name.isprintable():
@@ -139,6 +141,22 @@ class StudyConfig:
             if part.modality != name:
                 raise InputError("study", f"modalities {name!r} is another modality's name",
                                  got=repr(part.modality), hint="leave out 'modality'")
+        for where, size in batch_sizes(self).items():
+            if size % self.sharding.micro_batches:
+                raise InputError("study", f"{where} does not divide among sharding.micro_batches",
+                                 got=size, expected=f"a multiple of {self.sharding.micro_batches}")
+
+
+def batch_sizes(config: StudyConfig) -> dict[str, int]:
+    """Returns the examples a training step of every stage, by their place in the config."""
+    found: dict[str, int] = {}
+    for name, part in config.modalities.items():
+        place, stage = f"modalities.{name}.protocol", part.protocol.fine_tune
+        if part.protocol.batch_size is not None:
+            found[f"{place}.batch_size"] = part.protocol.batch_size
+        if stage is not None:
+            found[f"{place}.fine_tune.batch_size"] = stage.batch_size
+    return found
 
 
 def _check_unique(where: str, name: str, values: Sequence[object]) -> None:

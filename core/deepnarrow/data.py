@@ -2,8 +2,7 @@
 
 Element i of the training stream depends on (seed, i) alone: which example it is, and the random
 numbers its loading draws. So the stream needs no state but its step, may start anywhere, and has
-the same global order on any number of hosts: host h of H loads rows [h * B / H, (h + 1) * B / H)
-of every global batch of B.
+the same global order on any number of hosts: each loads its own rows of every global batch.
 """
 
 from __future__ import annotations
@@ -34,8 +33,9 @@ _SHUFFLE_ROUNDS = 4  # of the cipher; Grain's own shuffle takes 4
 class TrainStream:
     """An endless iterator of training batches; its state is `step`.
 
-    Every batch has the keys of the examples, stacked along a leading axis of `batch_size /
-    process_count`, and `example_id` (int64, index in the source) and `example_mask` (float32, 1).
+    Every batch has the keys of the examples, stacked along a leading axis of `batch_size` (of as
+    many as `rows` are), and `example_id` (int64, index in the source) and `example_mask` (float32,
+    1).
     Each epoch runs through the whole source in an order of its own; a batch may span epochs.
     Threads load ahead; `close()` (or leaving the `with` block) ends them.
 
@@ -44,8 +44,7 @@ class TrainStream:
       seed: of the order and of the examples' random numbers.
       batch_size: examples of a global batch, over all hosts.
       start_step: the stream begins where a fresh one would be after so many batches.
-      process_index: this host.
-      process_count: how many hosts there are.
+      rows: of every global batch, those that this host loads; None for all.
 
     Raises:
       InputError: the source is empty, or a number is out of range.
@@ -53,26 +52,18 @@ class TrainStream:
 
     def __init__(
         self, source: Source, *, seed: int, batch_size: int, start_step: int = 0,
-        process_index: int = 0, process_count: int = 1,
+        rows: Sequence[int] | np.ndarray | None = None,
     ):
         _check_source(source, batch_size)
         check_seed(seed)
-        if not 0 <= process_index < process_count:
-            raise InputError("data", "process_index is out of range", got=process_index,
-                             expected=f"0..{process_count - 1}")
-        if batch_size % process_count:
-            raise InputError("data", "batch_size does not divide among the hosts", got=batch_size,
-                             expected=f"a multiple of {process_count}")
         if not 0 <= start_step < _MAX_STEPS:
             raise InputError("data", "start_step is out of range", got=start_step,
                              expected=f"0..{_MAX_STEPS - 1}")
         self._step = start_step
-        rows = batch_size // process_count
-        first = process_index * rows
+        own = _own_rows(rows, batch_size)
 
         def load(step: int) -> NumpyBatch:
-            start = step * batch_size + first
-            return _load_train(source, seed, range(start, start + rows))
+            return _load_train(source, seed, [step * batch_size + row for row in own])
 
         steps = grain.MapDataset.range(start_step, _MAX_STEPS)
         self._batches = iter(steps.map(load).to_iter_dataset(_read_options()))
@@ -104,25 +95,42 @@ class TrainStream:
         self.close()
 
 
-def eval_batches(source: Source, batch_size: int) -> Iterator[NumpyBatch]:
+def eval_batches(
+    source: Source, batch_size: int, rows: Sequence[int] | np.ndarray | None = None
+) -> Iterator[NumpyBatch]:
     """Yields each example once, in order, in batches of one static shape.
 
     The last batch is filled up by repeating the last example with `example_mask` 0.
 
+    Args:
+      source: what to read.
+      batch_size: examples of a global batch, over all hosts.
+      rows: of every global batch, those that this host loads; None for all.
+
     Raises:
-      InputError: the source is empty or `batch_size` is below 1.
+      InputError: the source is empty or a number is out of range.
     """
     _check_source(source, batch_size)
-    return _eval_batches(source, batch_size)
+    return _eval_batches(source, batch_size, _own_rows(rows, batch_size))
 
 
-def _eval_batches(source: Source, batch_size: int) -> Iterator[NumpyBatch]:
+def _own_rows(rows: Sequence[int] | np.ndarray | None, batch_size: int) -> list[int]:
+    own = list(range(batch_size)) if rows is None else [int(row) for row in rows]
+    if not own or len(set(own)) < len(own) or not set(own) <= set(range(batch_size)):
+        raise InputError("data", "rows are not rows of a batch", got=own,
+                         expected=f"each once, in 0..{batch_size - 1}")
+    return own
+
+
+def _eval_batches(source: Source, batch_size: int, rows: Sequence[int]) -> Iterator[NumpyBatch]:
+    last = source.num_examples - 1
+
     def load(start: int) -> NumpyBatch:
-        indices = list(range(start, min(start + batch_size, source.num_examples)))
-        examples = [source.load(i, _element_rng(_EVAL_SEED, i)) for i in indices]
-        padding = batch_size - len(indices)
-        batch = _stack(examples + examples[-1:] * padding, indices + indices[-1:] * padding)
-        batch[EXAMPLE_MASK][len(indices):] = 0.0
+        wanted = [start + row for row in rows]
+        indices = [min(i, last) for i in wanted]
+        examples = {i: source.load(i, _element_rng(_EVAL_SEED, i)) for i in dict.fromkeys(indices)}
+        batch = _stack([examples[i] for i in indices], indices)
+        batch[EXAMPLE_MASK][:] = np.array(wanted) <= last
         return batch
 
     starts = grain.MapDataset.range(0, source.num_examples, batch_size)

@@ -116,8 +116,7 @@ class FlopTerm:
       forward: FLOPs of the forward pass for one example, every matmul counted once.
       scores: of `attention`: how many scores pass a softmax (heads x queries x keys x layers), for
         the convention that counts it.
-      activation_floats: what this work keeps for the backward pass, per example, under the
-        model's remat.
+      activation_floats: kept for the backward pass, per example, under the model's remat.
       backward: multiples of the forward FLOPs that the backward pass takes: 2, a gradient of each
         factor; 1 where the input needs no gradient, as the data do not.
     """
@@ -137,8 +136,7 @@ class Costs:
     Attributes:
       arrays: every parameter.
       flops: the forward pass's work.
-      activation_floats: kept for the backward pass, per example, besides what the terms of `flops`
-        keep.
+      activation_floats: kept for the backward pass, per example, besides what `flops` keeps.
       lengths: positions of each stack by role; `count_costs` sets it. A position of a stack is a
         token: an example has as many as all stacks together (encoder and decoder).
       remat: the model option of that name; `count_costs` sets it.
@@ -277,14 +275,15 @@ class Architecture:
       make_stack: `make_stack(shape, role, length, options) -> Stack`; raises
         `NotApplicable(reason)` where it cannot serve.
       operators: symbols of the operators that mean something here.
-      options: defaults of its own options, which `make_stack` finds in `options.architecture`. A
-        study cannot set them yet: that comes with the first architecture that needs it.
+      options: defaults of its own options, which `make_stack` finds in `options.architecture`.
+      aux_loss: whether one other than 0 may come: micro-batches then join a trial's key.
     """
 
     name: str
     make_stack: Callable[[Shape, str, int, StackOptions], Stack]
     operators: frozenset[str]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    aux_loss: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +298,7 @@ class BoundArchitecture:
       operators: symbols of the operators that mean something here.
       options: defaults of its own options, which its functions apply themselves.
       unavailable: says why it cannot be used on this machine, with the remedy; None where it can.
+      aux_loss: as in `Architecture`.
     """
 
     name: str
@@ -308,6 +308,7 @@ class BoundArchitecture:
     operators: frozenset[str]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unavailable: Callable[[], str | None] | None = None
+    aux_loss: bool = True
 
 
 AnyArchitecture = Architecture | BoundArchitecture

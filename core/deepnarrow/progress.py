@@ -25,9 +25,10 @@ SECONDS_A_LINE = 60.0
 class StudyProgress:
     """Two bars: trials of the study, and steps of what runs now."""
 
-    def __init__(self, total: int):
-        self._console = Console(stderr=True)
-        self._bars = self._console.is_terminal
+    def __init__(self, total: int, quiet: bool = False):
+        self._console = Console(stderr=True, quiet=quiet)
+        self._quiet = quiet
+        self._bars = self._console.is_terminal and not quiet
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -65,16 +66,19 @@ class StudyProgress:
         """Moves the lower bar to `step` of `total`."""
         self._progress.update(self._steps, completed=step, total=total, note=note)
 
+    def note(self, text: str) -> None:
+        """Leaves a line."""
+        if self._bars:
+            self._console.print(Text(text))
+        elif not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
     def ended(self, text: str) -> None:
         """Moves the upper bar by one trial and leaves a line."""
         self._done += 1
         self._progress.advance(self._trials)
         elapsed = time.monotonic() - self._start
-        line = f"[{self._done}/{self._total}] {elapsed:6.1f} s  {shorten(text, 160)}"
-        if self._bars:
-            self._console.print(Text(line))
-        else:
-            print(line, file=sys.stderr, flush=True)
+        self.note(f"[{self._done}/{self._total}] {elapsed:6.1f} s  {shorten(text, 160)}")
 
 
 class ShareProgress:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from deepnarrow.errors import InputError
+from deepnarrow.mesh import MeshShape, find_rules, read_axes
 
 MAX_SEED = 2**31 - 1  # a seed is an int32 inside compiled programs
 MAX_NUMBER = 1e30  # no setting means more; what is counted with it still fits a float
@@ -350,6 +351,32 @@ class Protocol:
             raise InputError("protocol", f"protocol lacks {', '.join(missing)}",
                              hint="shapes are pre-trained; checkpoints are not")
         return Pretraining(self.batch_size, self.budget, self.optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """How devices share the work of one model; see docs/sharding.md.
+
+    None of it is in a trial's key but `micro_batches`, and that only where the result depends on
+    it: with dropout, or an architecture that has an `aux_loss`.
+
+    Attributes:
+      mesh: e.g. `fsdp=4,tensor=2`: devices along the axes; None for all that are there, along
+        `data`, or along `fsdp` where the rules have it.
+      rules: which axes of which arrays are split: `data`, `fsdp` or `fsdp+tensor`.
+      micro_batches: pieces of a training batch that are worked on one after the other, in
+        pre-training and fine-tuning alike.
+    """
+
+    mesh: str | None = None
+    rules: str = "data"
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("sharding", "micro_batches", self.micro_batches, 1)
+        find_rules(self.rules, MeshShape())
+        if self.mesh is not None:
+            find_rules(self.rules, MeshShape(**read_axes(self.mesh)))
 
 
 @dataclasses.dataclass(frozen=True)

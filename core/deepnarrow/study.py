@@ -6,17 +6,20 @@ only when there is a trial to run, so a finished study returns in seconds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepnarrow.config import StudyConfig, to_json
+from deepnarrow.config import StudyConfig, batch_sizes, to_json
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.files import WorkdirLock, is_alive, write_json
+from deepnarrow.hosts import ALONE, AgreedStop, Hosts
+from deepnarrow.mesh import choose_mesh
 from deepnarrow.plugins import Registry
 from deepnarrow.records import FINISHED, Record, latest
 from deepnarrow.store import Store
@@ -80,10 +83,10 @@ class _Plan:
     cells: Mapping[str, Cell]  # by the trials' keys
 
 
-def _plan(config: StudyConfig, registry: Registry) -> _Plan:
+def _plan(config: StudyConfig, registry: Registry, hosts: Hosts = ALONE) -> _Plan:
     data = {name: open_data(study, registry) for name, study in config.modalities.items()}
     trials, notes = plan_trials(config, registry, data)
-    for note in notes:
+    for note in notes if hosts.first else ():
         print(f"note: {note}", file=sys.stderr)
     cells = {t.key: count_cell(t, registry, data[t.modality]) for t in trials}
     return _Plan(config, registry, data, trials, cells)
@@ -123,11 +126,14 @@ def _checkpoint_bytes(cell: Cell) -> int:
 
 # --- running ----------------------------------------------------------------------------------
 def run_study(
-    config: StudyConfig, workdir: str | Path, registry: Registry, launcher: str = "local"
+    config: StudyConfig, workdir: str | Path, registry: Registry, launcher: str = "local",
+    hosts: Hosts = ALONE,
 ) -> StudySummary:
     """Runs every trial that has not finished, then writes the report.
 
     A trial that fails is recorded as `failed` and the study goes on; the next call retries it.
+    Where several processes train together each of them calls this, with a workdir that all see;
+    the first one writes, and the others' summaries have neither counts nor files.
 
     Raises:
       InputError: bad config, data or workdir; nothing was trained.
@@ -138,27 +144,36 @@ def run_study(
     if launcher not in registry.launchers:
         raise InputError("--launcher", "unknown launcher", got=launcher,
                          expected=f"one of {', '.join(registry.launchers)}")
-    plan = _plan(config, registry)
-    with WorkdirLock(workdir), Store(workdir / STORE_FILE) as store:
-        todo = _run_missing(plan, workdir, store, launcher)
-        files = _report(plan, store, workdir)
-        return StudySummary(workdir, len(todo), store.statuses(), time.monotonic() - start, files)
+    plan = _plan(config, registry, hosts)
+    _check_devices(config, hosts)
+    with _records(workdir, hosts) as store:
+        todo = _run_missing(plan, workdir, store, launcher, hosts)
+        files = _report(plan, store, workdir) if store else ()
+        counts = store.statuses() if store else {}
+    return StudySummary(workdir, len(todo), counts, time.monotonic() - start, files)
 
 
-def train_one(config: StudyConfig, workdir: str | Path, registry: Registry) -> TrainSummary:
+def train_one(
+    config: StudyConfig, workdir: str | Path, registry: Registry, hosts: Hosts = ALONE
+) -> TrainSummary:
     """Runs the only trial of a config, unless it has finished; draws no report.
 
     Raises:
       InputError: bad config, data or workdir, or more than one trial; nothing was trained.
       Preempted: asked to stop; everything so far is saved.
     """
-    workdir, plan = Path(workdir), _plan(config, registry)
+    workdir, plan = Path(workdir), _plan(config, registry, hosts)
     if len(plan.trials) != 1:
         raise InputError("config", "describes more than one training run", got=len(plan.trials))
     (trial,) = plan.trials
-    with WorkdirLock(workdir), Store(workdir / STORE_FILE) as store:
-        todo = _run_missing(plan, workdir, store, "local")
-        record = next(r for r in latest(store.records()) if r.key == trial.key)
+    _check_devices(config, hosts)
+    with _records(workdir, hosts) as store:
+        todo = _run_missing(plan, workdir, store, "local", hosts)
+        hosts.share()  # the record is in the store when all are here
+        with contextlib.nullcontext(store) if store else Store(
+                workdir / STORE_FILE, read_only=True) as found:
+            record = next(r for r in latest(found.records()) if r.key == trial.key)
+        hosts.share()
     run_dir = workdir / "runs" / trial.key
     steps = [p.step for p in record.curve if p.stage == "upstream" and p.value is not None]
     return TrainSummary(workdir, run_dir, _newest_checkpoint(run_dir), record, bool(todo),
@@ -170,29 +185,53 @@ def _newest_checkpoint(run_dir: Path) -> Path | None:
     return max(steps, key=lambda path: int(path.name), default=None)
 
 
-def _run_missing(plan: _Plan, workdir: Path, store: Store, launcher: str) -> Sequence[Trial]:
+def _check_devices(config: StudyConfig, hosts: Hosts) -> None:
+    """Refuses a mesh that the devices cannot make, before anything is written."""
+    if config.sharding.mesh is not None:
+        import jax
+
+        choose_mesh(config.sharding, batch_sizes(config), jax.device_count(), hosts.count)
+
+
+@contextlib.contextmanager
+def _records(workdir: Path, hosts: Hosts) -> Iterator[Store | None]:
+    """Locks the workdir and opens its records: in the first process, the others have None."""
+    if not hosts.first:
+        yield None
+        return
+    with WorkdirLock(workdir), Store(workdir / STORE_FILE) as store:
+        yield store
+
+
+def _run_missing(
+    plan: _Plan, workdir: Path, store: Store | None, launcher: str, hosts: Hosts
+) -> Sequence[Trial]:
     """Runs the trials that have not finished, and returns them."""
-    write_json(workdir / "study.json", to_json(plan.config))
-    write_json(workdir / PLAN_FILE, [_plan_row(t) for t in plan.trials])
-    todo = [t for t in plan.trials if t.key not in store.finished_keys()]
+    if store:
+        write_json(workdir / "study.json", to_json(plan.config))
+        write_json(workdir / PLAN_FILE, [_plan_row(t) for t in plan.trials])
+    finished = hosts.share(sorted(store.finished_keys()) if store else None)
+    todo = [t for t in plan.trials if t.key not in finished]
     try:
         if todo:
-            _launch(plan, todo, workdir, store, launcher)
+            _launch(plan, todo, workdir, store, launcher, hosts)
     finally:
-        (workdir / STATE_FILE).unlink(missing_ok=True)
+        if store:
+            (workdir / STATE_FILE).unlink(missing_ok=True)
     return todo
 
 
 def _launch(
-    plan: _Plan, todo: Sequence[Trial], workdir: Path, store: Store, launcher: str
+    plan: _Plan, todo: Sequence[Trial], workdir: Path, store: Store | None, launcher: str,
+    hosts: Hosts,
 ) -> None:
     from deepnarrow.progress import StudyProgress
     from deepnarrow.signals import StopRequest
     from deepnarrow.trial import UnitRunner
 
-    with StopRequest() as stop, StudyProgress(total=len(todo)) as progress:
+    with StopRequest() as stop, StudyProgress(len(todo), quiet=not hosts.first) as progress:
         runner = UnitRunner(plan.config, plan.registry, plan.data, plan.cells, workdir, store,
-                            progress, stop)
+                            progress, AgreedStop(stop, hosts), hosts)
         plan.registry.launchers[launcher].run(_units(todo), runner.run_unit)
     if runner.ended < len(todo):
         raise Preempted(f"study {plan.config.name!r} in {workdir}")

@@ -1,238 +1,22 @@
-"""Training: one pure `train_step`, and the loop that feeds it."""
+"""The training loop: feeds the compiled step, watches, saves, goes on where it stopped."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.tree_util import keystr, tree_map_with_path
-from jaxtyping import Array, Bool, Float, Int
 
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.data import TrainStream, check_seed, eval_batches
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.meter import Meter
-from deepnarrow.modality import Batch, Key, LossOutput, Model, Params, Path, Source
-from deepnarrow.optim import axes_by_path, make_optimizer
-from deepnarrow.protocol import OptimizerConfig, RunOptions
+from deepnarrow.modality import Params, Source
+from deepnarrow.protocol import RunOptions
 from deepnarrow.records import CurvePoint, Stage, Status
 from deepnarrow.runlog import RunLog, RunProgress
-
-Scalar = Float[Array, ""]
-Metrics = dict[str, tuple[Scalar, Scalar]]  # name -> (sum, weight)
-
-_INIT, _STEPS = 0, 1  # the two uses of a seed's key
-
-
-class TrainState(NamedTuple):
-    """Everything that training changes.
-
-    Attributes:
-      step: int32 scalar, updates applied.
-      params: the model's parameters.
-      opt_state: the optimiser's state; nothing of parameters that are frozen.
-      finite: bool scalar; False once a loss, gradient or update was not finite. From then on
-        nothing changes any more, so what is saved or evaluated is always finite.
-      ema: the parameters' moving average; None where the optimiser's `ema_decay` is 0.
-    """
-
-    step: Int[Array, ""]
-    params: Params
-    opt_state: optax.OptState
-    finite: Bool[Array, ""]
-    ema: Params | None
-
-    @property
-    def eval_params(self) -> Params:
-        """The parameters that are evaluated and transferred: the average, where there is one."""
-        return self.params if self.ema is None else self.ema
-
-
-def train_step(
-    state: TrainState, batch: Batch, seed: Int[Array, ""], *, model: Model,
-    optimizer: optax.GradientTransformation, trained: Any, ema_decay: float,
-) -> tuple[TrainState, Metrics]:
-    """Makes one update: pure, so it can be jitted, vmapped over seeds and sharded.
-
-    The objective is `loss_sum / weight_sum + aux_loss`. Randomness depends on (seed, step) alone.
-    `trained` is a tree of bools like the params: gradients are taken of those alone, and the others
-    stay as they are. The metrics are the model's and `loss` (without `aux_loss`), `grad_norm`
-    (before clipping) and `finite`.
-    """
-    key = jax.random.fold_in(_key(seed, _STEPS), state.step)
-
-    def objective(params: Params) -> tuple[Scalar, LossOutput]:
-        return _objective(merge(params, state.params), batch, key, model)
-
-    params = select(state.params, trained)
-    (loss, out), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    params = merge(optax.apply_updates(params, updates), state.params)
-    grad_norm = optax.tree.norm(grads)
-    total = loss + grad_norm + optax.tree.norm(updates)  # not finite if one of them is not
-    finite = state.finite & jnp.isfinite(total)
-    ema = _average(state, params, ema_decay)
-    step, params, opt_state, ema = jax.tree.map(
-        functools.partial(jnp.where, finite), (state.step + 1, params, opt_state, ema),
-        (state.step, state.params, state.opt_state, state.ema))
-    one = jnp.float32(1.0)
-    metrics = _metrics(out) | {"grad_norm": (grad_norm, one),
-                               "finite": (finite.astype(jnp.float32), one)}
-    return TrainState(step, params, opt_state, finite, ema), metrics
-
-
-def select(params: Params, wanted: Any) -> Params:
-    """Returns `params` with None, which is no leaf, where the tree of bools `wanted` is False."""
-    return jax.tree.map(lambda x, keep: x if keep else None, params, wanted)
-
-
-def merge(some: Params, params: Params) -> Params:
-    """Returns `some`, as `select` made it, filled up from `params`."""
-    return jax.tree.map(lambda new, old: old if new is None else new, some, params,
-                        is_leaf=lambda x: x is None)
-
-
-def _average(state: TrainState, params: Params, decay: float) -> Params | None:
-    """The mean of the parameters after each update so far, weighted by decay^age.
-
-    The weights add up to 1 at every step, so the initial parameters have none:
-    `ema += (1 - decay) / (1 - decay^t) * (params - ema)` at update t = 1, 2, ...
-    """
-    if state.ema is None:
-        return None
-    age = (state.step + 1).astype(jnp.float32)
-    rate = math.expm1(math.log(decay)) / jnp.expm1(age * math.log(decay))
-    return jax.tree.map(lambda mean, new: mean + rate * (new - mean), state.ema, params)
-
-
-def _key(seed: int | Int[Array, ""], use: int) -> Key:
-    return jax.random.fold_in(jax.random.key(seed), use)
-
-
-def _objective(params: Params, batch: Batch, key: Key, model: Model) -> tuple[Scalar, LossOutput]:
-    out = model.loss(params, batch, key, train=True)
-    # A batch may hold nothing that counts (all padding): its loss is 0, not 0 / 0.
-    weight = jnp.where(out.weight_sum > 0, out.weight_sum, 1.0)
-    return out.loss_sum / weight + out.aux_loss, out
-
-
-def _metrics(out: LossOutput) -> Metrics:
-    return {**out.metrics, "loss": (out.loss_sum, out.weight_sum)}
-
-
-# --- the compiled program ------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A model with its optimiser, compiled: every function is jitted.
-
-    Seeds are arguments, so trials that differ by their seed share one program.
-
-    Attributes:
-      model: what is trained.
-      total_steps: updates in all; the schedule ends there.
-      init: `init(seed) -> TrainState` with fresh parameters.
-      start: `start(params) -> TrainState` from given parameters, which are copied.
-      step: `step(state, batch, seed) -> (state, metrics)`; the state passed in is consumed.
-      eval_step: `eval_step(params, batch) -> metrics`, each name -> (sum, weight), `loss` included.
-      features: the model's, [batch, d].
-      predict: the model's, [batch, ...].
-      score: the model's, [batch], or None.
-    """
-
-    model: Model
-    total_steps: int
-    init: Callable[[Any], TrainState]
-    start: Callable[[Params], TrainState]
-    step: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
-    eval_step: Callable[[Params, Batch], Metrics]
-    features: Callable[[Params, Batch], jax.Array]
-    predict: Callable[[Params, Batch], jax.Array]
-    score: Callable[[Params, Batch], jax.Array] | None
-
-
-def make_program(
-    model: Model, optimizer: OptimizerConfig, total_steps: int,
-    trained_paths: Collection[Path] | None = None,
-) -> Program:
-    """Returns the compiled program of `model`; compiling itself happens at the first calls.
-
-    Args:
-      model: what is trained.
-      optimizer: by what.
-      total_steps: updates in all.
-      trained_paths: the parameters that are trained, None for all; the others are frozen.
-
-    Raises:
-      InputError: the optimiser's schedule does not fit `total_steps`, or a path of `trained_paths`
-        is no parameter's.
-    """
-    transformation = make_optimizer(optimizer, total_steps, model.param_axes)
-    trained = _trained(model.param_axes, trained_paths)
-
-    def start(params: Params) -> TrainState:
-        # Copied, because `step` consumes its state and the caller keeps the params.
-        params = jax.tree.map(jnp.copy, params)
-        ema = jax.tree.map(jnp.copy, params) if optimizer.ema_decay else None
-        opt_state = transformation.init(select(params, trained))
-        return TrainState(jnp.int32(0), params, opt_state, jnp.bool_(True), ema)
-
-    def eval_step(params: Params, batch: Batch) -> Metrics:
-        return _metrics(model.loss(params, batch, None, train=False))
-
-    step = functools.partial(train_step, model=model, optimizer=transformation, trained=trained,
-                             ema_decay=optimizer.ema_decay)
-    return Program(
-        model=model, total_steps=total_steps,
-        init=jax.jit(lambda seed: start(model.init(_key(seed, _INIT)))),
-        start=jax.jit(start),
-        step=jax.jit(step, donate_argnums=0),
-        eval_step=jax.jit(eval_step),
-        features=jax.jit(model.features),
-        predict=jax.jit(model.predict),
-        score=jax.jit(model.score) if model.score is not None else None,
-    )
-
-
-def _trained(param_axes: Any, paths: Collection[Path] | None) -> Any:
-    """A tree like the params: which of them are trained."""
-    known = axes_by_path(param_axes)
-    wanted = known.keys() if paths is None else {"/".join(path) for path in paths}
-    missing = sorted(wanted - known.keys())
-    if missing:
-        raise InputError("parameters to train", "the model has no such parameter", got=missing[0],
-                         expected=f"one of {', '.join(known)}")
-    return tree_map_with_path(
-        lambda path, _: keystr(path, simple=True, separator="/") in wanted, param_axes,
-        is_leaf=lambda x: isinstance(x, tuple))
-
-
-def step_bytes(program: Program, batch: Batch) -> float | None:
-    """Returns the memory that one compiled step needs at its peak, as XLA accounts for it.
-
-    Arguments (state and batch), outputs not aliased to them, and temporaries. None where the
-    platform does not say.
-    """
-    state = jax.eval_shape(program.init, np.int32(0))
-    # Lowered from the very function that trains, so that its first call finds it compiled.
-    step: Any = program.step
-    memory = step.lower(state, batch, np.int32(0)).compile().memory_analysis()
-    if memory is None:
-        return None
-    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return float(memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept)
-
-
-def metric_names(program: Program, batch: Batch) -> set[str]:
-    """Returns the names of what `eval_step` gives for `batch`: traced, not computed."""
-    params = jax.eval_shape(program.init, np.int32(0)).params
-    return set(jax.eval_shape(program.eval_step, params, batch))
+from deepnarrow.step import Program, TrainState, abstract_state
 
 
 # --- evaluation ----------------------------------------------------------------------------------
@@ -246,10 +30,10 @@ def evaluate(
       Preempted: `should_stop`, asked before each batch, said True.
     """
     meter = Meter()
-    for batch in eval_batches(source, batch_size):
+    for batch in eval_batches(source, batch_size, program.rows(batch_size)):
         if should_stop is not None and should_stop():
             raise Preempted("asked to stop while evaluating")
-        meter.add(program.eval_step(params, batch))
+        meter.add(program.eval_step(params, program.put(batch)))
         meter.collect(leave=1)  # the device works on this batch while the host loads the next
     return meter.means()
 
@@ -317,7 +101,7 @@ class _Loop:
             while stream.step < total:
                 if self.should_stop():
                     raise Preempted("asked to stop while training")
-                state, metrics = self.program.step(state, next(stream), seed)
+                state, metrics = self.program.step(state, self.program.put(next(stream)), seed)
                 step = stream.step
                 # Waiting for the step before keeps the device busy and the host one ahead.
                 if previous is not None:
@@ -445,7 +229,8 @@ def train(
                  should_stop, log,
                  RunProgress(progress, program.total_steps, batch_size, start))
     loop.progress.update(start, now=True)
-    with TrainStream(source, seed=seed, batch_size=batch_size, start_step=start) as stream:
+    with TrainStream(source, seed=seed, batch_size=batch_size, start_step=start,
+                     rows=program.rows(batch_size)) as stream:
         state, status = loop.steps(state, stream)
     if checkpointer is not None:
         checkpointer.wait()
@@ -464,7 +249,7 @@ def _begin(
                              "holds a longer run", got=f"step {saved}",
                              expected=f"<= {program.total_steps} steps",
                              hint="the budget changed; train in a fresh directory")
-        return checkpointer.restore(jax.eval_shape(program.init, np.int32(seed)))
+        return checkpointer.restore(abstract_state(program))
     if initial_params is not None:
-        return program.start(initial_params), {}
+        return program.start(program.put_params(initial_params)), {}
     return program.init(np.int32(seed)), {}

@@ -19,25 +19,21 @@ import numpy as np
 from deepnarrow import environment
 from deepnarrow.assemble import make_model
 from deepnarrow.checkpoint import Checkpointer
-from deepnarrow.config import StudyConfig, resolve_options
+from deepnarrow.config import StudyConfig, batch_sizes, resolve_options
 from deepnarrow.data import eval_batches
 from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import write_json
+from deepnarrow.hosts import AgreedStop, Hosts
+from deepnarrow.mesh import MeshShape, choose_mesh
 from deepnarrow.modality import Metric, Task
 from deepnarrow.plugins import notify
 from deepnarrow.protocol import AUTO, OptimizerConfig
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
+from deepnarrow.sharding import Layout, make_layout
+from deepnarrow.step import Program, make_program, metric_names, step_bytes
 from deepnarrow.store import Store
-from deepnarrow.train import (
-    Program,
-    TrainResult,
-    evaluate,
-    make_program,
-    metric_names,
-    step_bytes,
-    train,
-)
+from deepnarrow.train import TrainResult, evaluate, train
 from deepnarrow.transfer.fewshot import chance, extract_features, majority_accuracy, probe
 from deepnarrow.transfer.finetune import (
     FineTuneProgram,
@@ -52,10 +48,11 @@ if TYPE_CHECKING:
     from deepnarrow.plugins import Registry
     from deepnarrow.progress import StudyProgress
     from deepnarrow.protocol import FewShot, FineTune
-    from deepnarrow.signals import StopRequest
     from deepnarrow.trials import Cell, ModalityData, Trial, Unit
 
 EVAL_BATCH = 256
+SHARDING_FILE = "sharding.json"  # in a run's folder: what was split, and what could not be
+MAX_NAMED = 3  # arrays that a note names
 # Of programs that only apply a checkpoint.
 _NO_TRAINING = OptimizerConfig("adafactor", 1e-3, "constant")
 _FINETUNE = 1  # tells fine-tuning's seeds from pre-training's
@@ -96,11 +93,12 @@ class UnitRunner:
 
     def __init__(
         self, config: StudyConfig, registry: Registry, data: Mapping[str, ModalityData],
-        cells: Mapping[str, Cell], workdir: Path, store: Store, progress: StudyProgress,
-        stop: StopRequest,
+        cells: Mapping[str, Cell], workdir: Path, store: Store | None, progress: StudyProgress,
+        stop: AgreedStop, hosts: Hosts,
     ):
         self.config, self.registry, self.data, self.cells = config, registry, data, cells
         self.workdir, self.store, self.progress, self.stop = workdir, store, progress, stop
+        self.hosts, self.layout = hosts, self._layout()
         self.ended = 0
         environment.enable_compilation_cache()
         # Raw inputs do not depend on shape or seed: one probe a modality and task.
@@ -110,7 +108,7 @@ class UnitRunner:
         """Runs a unit's trials; returns False when asked to stop."""
         programs: CellPrograms | None = None
         for trial in unit.trials:
-            if self.stop.requested:
+            if self.stop():
                 return False
             self._say(trial)
             try:
@@ -120,17 +118,27 @@ class UnitRunner:
                 return False
             except Exception as error:  # the trial fails, the study goes on
                 record = self._failed(trial, error)
-            self.store.add(record)
             self.ended += 1
-            notify(self.registry, "deepnarrow_run_end", record=record.to_dict())
+            if self.store is not None:
+                self.store.add(record)
+                notify(self.registry, "deepnarrow_run_end", record=record.to_dict())
             self.progress.ended(_line(record))
         return True
 
     def _say(self, trial: Trial) -> None:
         self.progress.stage(f"{trial.modality} {trial.shape.name} seed {trial.seed}")
-        write_json(self.workdir / "running.json", {
-            "pid": os.getpid(), "key": trial.key, "modality": trial.modality,
-            "name": trial.shape.name, "seed": trial.seed})
+        if self.hosts.first:
+            write_json(self.workdir / "running.json", {
+                "pid": os.getpid(), "key": trial.key, "modality": trial.modality,
+                "name": trial.shape.name, "seed": trial.seed})
+
+    def _layout(self) -> Layout | None:
+        """How the devices that are here share the work; None for one of them."""
+        shape, notes = choose_mesh(self.config.sharding, batch_sizes(self.config),
+                                   jax.device_count(), self.hosts.count)
+        for note in notes:
+            self.progress.note(f"note: {note}")
+        return make_layout(shape, self.config.sharding.rules) if shape.size > 1 else None
 
     def _build(self, trial: Trial) -> CellPrograms:
         data = self.data[trial.modality]
@@ -139,11 +147,14 @@ class UnitRunner:
         shape, stage = trial.shape.shape, trial.protocol.fine_tune
         model = make_model(data.modality, architecture, shape, options)
         steps = self.cells[trial.key].steps
-        program = (make_program(model, trial.protocol.pretraining.optimizer, steps)
-                   if trial.checkpoint is None else make_program(model, _NO_TRAINING, 1))
+        split: dict[str, Any] = {"layout": self.layout,
+                                 "micro_batches": self.config.sharding.micro_batches}
+        program = (make_program(model, trial.protocol.pretraining.optimizer, steps, **split)
+                   if trial.checkpoint is None else make_program(model, _NO_TRAINING, 1, **split))
         finetunes = () if stage is None else tuple(
-            make_finetune(data.modality, architecture, shape, options, together, stage)
+            make_finetune(data.modality, architecture, shape, options, together, stage, **split)
             for together in _trained_together(stage, data.finetune_tasks))
+        self._say_whole(trial, program)
         if trial.checkpoint is not None:
             return CellPrograms(program, finetunes, None)
         batch = next(eval_batches(data.upstream.train, trial.protocol.pretraining.batch_size))
@@ -170,7 +181,8 @@ class UnitRunner:
 
     def _upstream(self, trial: Trial, program: Program, measured: Measured) -> TrainResult:
         upstream = self.data[trial.modality].upstream
-        write_run(self._directory(trial), self._run_info(trial))
+        if self.hosts.first:
+            write_run(self._directory(trial), self._run_info(trial))
         with Checkpointer(self._directory(trial) / CHECKPOINTS) as checkpointer:
             result = train(
                 program, upstream.train, seed=trial.seed,
@@ -203,15 +215,18 @@ class UnitRunner:
                         "predicts something else", got=f"new {'/'.join(drawn[0])}",
                         hint="set evaluate_upstream=False")
                 upstream = data.upstream
-                means = evaluate(program, params, upstream.validation, EVAL_BATCH, self.stop)
+                means = evaluate(program, program.put_params(params), upstream.validation,
+                                 self._eval_batch(), self.stop)
                 _check_metric(upstream.metric, set(means), trial.modality)
                 measured.metrics.extend(_quality_rows(upstream.metric, means))
-        return params
+            return program.put_params(params)
 
     def _observer(
         self, trial: Trial, program: Program
     ) -> Callable[[int, Mapping[str, float]], None]:
         def on_log(step: int, metrics: Mapping[str, float]) -> None:
+            if not self.hosts.first:
+                return
             notify(self.registry, "deepnarrow_step_end", info={
                 "trial_key": trial.key, "modality": trial.modality, "shape": trial.shape.name,
                 "seed": trial.seed, "step": step, "total_steps": program.total_steps,
@@ -239,10 +254,11 @@ class UnitRunner:
         self, task: Task, program: Program, params: Any
     ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Features and labels of the train and of the test split."""
+        size = self._eval_batch()
         train_xy, test_xy = (
-            (extract_features(program.features, params, task.examples(split), EVAL_BATCH,
-                              should_stop=self.stop), task_labels(task, split))
-            for split in ("train", "test"))
+            (extract_features(program.on_host(program.features), params, task.examples(split), size,
+                              should_stop=self.stop, rows=program.rows(size)),
+             task_labels(task, split)) for split in ("train", "test"))
         return train_xy, test_xy
 
     def _few_shot_curve(
@@ -309,6 +325,11 @@ class UnitRunner:
         modality = self.data[trial.modality].modality
         measured.metrics.extend(list(average_rows(modality, measured.metrics)))
 
+    def _eval_batch(self) -> int:
+        """Examples of a batch that is only evaluated: `EVAL_BATCH`, or what devices can share."""
+        ways = 1 if self.layout is None else self.layout.shape.batch_ways
+        return -(-EVAL_BATCH // ways) * ways
+
     # --- records ------------------------------------------------------------------------------
     def _directory(self, trial: Trial) -> Path:
         return self.workdir / "runs" / trial.key
@@ -337,17 +358,41 @@ class UnitRunner:
                 "step_time_s": result and result.step_time_s,
                 "peak_bytes": programs.peak_bytes,
             },
-            environment={**environment.describe(), "seconds": sum(measured.seconds.values()),
+            environment={**environment.describe(), "sharding": self._sharding(),
+                         "seconds": sum(measured.seconds.values()),
                          "stages": dict(measured.seconds)},
             metrics=tuple(measured.metrics),
             curve=tuple(measured.curve),
             outcomes=tuple(measured.outcomes),
         )
 
+    def _sharding(self) -> dict[str, Any]:
+        """How the devices shared the work, for the record."""
+        mesh = MeshShape() if self.layout is None else self.layout.shape
+        return {"mesh": str(mesh), "rules": self.config.sharding.rules, "processes":
+                self.hosts.count, "micro_batches": self.config.sharding.micro_batches}
+
+    def _say_whole(self, trial: Trial, program: Program) -> None:
+        """Says what could not be split, in a line and in the run's `sharding.json`."""
+        if self.layout is None or not self.hosts.first:
+            return
+        left = program.left_whole
+        write_json(self._directory(trial) / SHARDING_FILE, {
+            **self._sharding(), "left_whole": [whole._asdict() for whole in left]})
+        named = [whole for whole in left if whole.axis is not None]
+        shown = "; ".join(f"{whole.path}: {whole.axis} {whole.size} {whole.why}"
+                          for whole in named[:MAX_NAMED])
+        more = f"; and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+        self.progress.note(
+            f"{trial.modality} {trial.shape.name}: mesh {self.layout.shape}, rules "
+            f"{self.layout.preset}; whole: {len(left) - len(named)} small vectors or without a "
+            f"rule, {len(named)} that cannot be split" + (f" ({shown}{more})" if shown else ""))
+
     def _failed(self, trial: Trial, error: Exception) -> Record:
         directory = self._directory(trial)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "error.txt").write_text("".join(traceback.format_exception(error)))
+        if self.hosts.first:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "error.txt").write_text("".join(traceback.format_exception(error)))
         what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         return dataclasses.replace(
             self._blank(trial),

@@ -59,6 +59,7 @@ class Trial:
       protocol: budgets and stages.
       seed: the pre-training seed; 0 where a checkpoint stands for pre-training.
       checkpoint: what is known of that checkpoint (`Pretrained.facts`), or None.
+      micro_batches: pieces of a training batch, where the result depends on them; else 1.
     """
 
     modality: str
@@ -69,10 +70,15 @@ class Trial:
     protocol: Protocol
     seed: int
     checkpoint: Mapping[str, Any] | None = None
+    micro_batches: int = 1
 
     def config(self) -> dict[str, Any]:
         """Everything that determines the result, JSON-able: what the key is a hash of."""
-        checkpoint = {} if self.checkpoint is None else {"checkpoint": dict(self.checkpoint)}
+        rare: dict[str, Any] = {}
+        if self.checkpoint is not None:
+            rare["checkpoint"] = dict(self.checkpoint)
+        if self.micro_batches > 1:
+            rare["micro_batches"] = self.micro_batches
         return {
             "revision": REVISION,
             "modality": self.modality,
@@ -82,7 +88,7 @@ class Trial:
             "data": dict(self.data),
             "protocol": dataclasses.asdict(self.protocol),
             "seed": self.seed,
-            **checkpoint,
+            **rare,
         }
 
     @property
@@ -227,11 +233,23 @@ def plan_trials(
         own = (_checkpoint_trials(study, data[name]) if study.checkpoints
                else _shape_trials(study, data[name], config.seeds, registry))
         for trial in own:
+            trial = _with_micro_batches(trial, config.sharding.micro_batches, registry)
             first = trials.setdefault(trial.key, trial)
             if first is not trial:
                 notes[f"{study.modality}: {trial.shape.name} is {first.shape.name}; it is run "
                       "once"] = None
     return list(trials.values()), list(notes)
+
+
+def _with_micro_batches(trial: Trial, micro_batches: int, registry: Registry) -> Trial:
+    """Notes the micro-batches where the result depends on them: with dropout, or an aux loss."""
+    stage = trial.protocol.fine_tune
+    drops = trial.options["dropout_rate"] if trial.checkpoint is None else 0.0
+    if stage is not None:
+        drops = max(drops, stage.dropout_rate)
+    if not drops and not registry.architecture(trial.architecture).aux_loss:
+        return trial
+    return dataclasses.replace(trial, micro_batches=micro_batches)
 
 
 def _shape_trials(

@@ -87,8 +87,8 @@ def test_random_draws_are_never_repeated():
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_global_order_is_the_same_on_any_number_of_hosts(hosts):
     whole = take(5, seed=1, batch_size=8)
-    shards = [take(5, seed=1, batch_size=8, process_index=h, process_count=hosts)
-              for h in range(hosts)]
+    shards = [take(5, seed=1, batch_size=8, rows=own)
+              for own in np.split(np.arange(8), hosts)]
     for step, batch in enumerate(whole):
         assert all(len(shard[step]["index"]) == 8 // hosts for shard in shards)
         assert_equal(batch, rows([shard[step] for shard in shards]))
@@ -146,8 +146,9 @@ def test_source_of_one_example_trains():
 @pytest.mark.parametrize(("options", "words"), [
     ({"batch_size": 0}, "batch_size is out of range"),
     ({"batch_size": -4}, "batch_size is out of range"),
-    ({"batch_size": 6, "process_count": 4}, "does not divide among the hosts"),
-    ({"process_index": 2, "process_count": 2}, "process_index is out of range"),
+    ({"rows": [0, 4]}, "rows are not rows of a batch"),
+    ({"rows": [1, 1]}, "rows are not rows of a batch"),
+    ({"rows": []}, "rows are not rows of a batch"),
     ({"seed": -1}, "seed is out of range"),
     ({"seed": 2**31}, "seed is out of range"),
     ({"start_step": -1}, "start_step is out of range"),

@@ -75,8 +75,8 @@ def test_an_element_depends_on_seed_and_position_alone():
         for name, values in again.items():
             np.testing.assert_array_equal(values, whole[step][name])
     for host in range(2):
-        with TrainStream(mixture, seed=5, batch_size=4, start_step=9, process_index=host,
-                         process_count=2) as stream:
+        with TrainStream(mixture, seed=5, batch_size=4, start_step=9,
+                         rows=(2 * host, 2 * host + 1)) as stream:
             rows = next(stream)
         np.testing.assert_array_equal(rows["noise"], whole[9]["noise"][2 * host:2 * host + 2])
     assert epoch(mixture, 5)[0] != epoch(mixture, 6)[0]

@@ -20,8 +20,9 @@ from deepnarrow.errors import InputError, Preempted
 from deepnarrow.meter import Meter
 from deepnarrow.modality import LossOutput, Model, Source
 from deepnarrow.protocol import OptimizerConfig, RunOptions
+from deepnarrow.step import make_program, metric_names
 from deepnarrow.steptimer import StepTimer
-from deepnarrow.train import evaluate, make_program, metric_names, train
+from deepnarrow.train import evaluate, train
 
 STEPS = 12
 ADAMW = OptimizerConfig("adamw", 0.01, "cosine", warmup_steps=2)

@@ -16,9 +16,9 @@ from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol, RunOptions
 from deepnarrow.rundir import load_params, read_run
 from deepnarrow.signals import StopRequest
+from deepnarrow.step import make_program
 from deepnarrow.store import Store
 from deepnarrow.study import dry_run, run_study, study_status
-from deepnarrow.train import make_program
 from deepnarrow.transfer.finetune import finetune, make_finetune
 from deepnarrow.trial import finetune_seed
 from deepnarrow.trials import open_data, plan_trials

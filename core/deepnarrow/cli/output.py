@@ -26,15 +26,19 @@ class Output:
       document: for `--json`: plain values; non-finite numbers are None.
       show: `show(console)` prints the same for people.
       exit_code: of the command.
+      quiet: of a process that leaves it to another to print.
     """
 
     document: Any
     show: Callable[[Console], None]
     exit_code: int = 0
+    quiet: bool = False
 
 
 def write(output: Output, *, as_json: bool) -> None:
     """Writes `output` to stdout."""
+    if output.quiet:
+        return
     if as_json:
         write_text(json.dumps(output.document, allow_nan=False, indent=2) + "\n")
         return

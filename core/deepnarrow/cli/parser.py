@@ -197,6 +197,17 @@ def _shape(parser: Parser) -> None:
                         help="of that step (default: 128)")
 
 
+def _processes(parser: Parser) -> None:
+    parser.add_argument("--coordinator", metavar="HOST:PORT", action=Once, help="where several "
+                        "processes train together: the address of process 0 (default: "
+                        "$JAX_COORDINATOR_ADDRESS), or auto on TPU pods, SLURM, Open MPI and "
+                        "Kubernetes")
+    parser.add_argument("--num-processes", metavar="N", action=Once,
+                        help="how many there are (default: $JAX_NUM_PROCESSES)")
+    parser.add_argument("--process-id", metavar="I", action=Once,
+                        help="this one's number, 0 to N-1 (default: $JAX_PROCESS_ID)")
+
+
 def _study(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a Python file with get_config(); it is "
                         "run")
@@ -207,6 +218,7 @@ def _study(parser: Parser) -> None:
                         help="what runs the trials (default: local)")
     parser.add_argument("--dry-run", action=OnceFlag,
                         help="show cells, costs, time and disk; train nothing")
+    _processes(parser)
 
 
 def _train(parser: Parser) -> None:
@@ -215,6 +227,7 @@ def _train(parser: Parser) -> None:
     parser.add_argument("--workdir", metavar="DIR", action=Once, required=True,
                         help="where everything goes; a run that is there goes on")
     _set(parser, "KEY=VALUE", "changes the config; modalities.NAME=None leaves a modality out")
+    _processes(parser)
 
 
 def _prepare(parser: Parser) -> None:

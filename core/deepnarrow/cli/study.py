@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> Output:
     """Runs a study, or shows what it would do."""
     from deepnarrow.config import load_config
+    from deepnarrow.hosts import join
     from deepnarrow.plugins import registry
     from deepnarrow.study import dry_run, run_study
 
@@ -27,11 +28,13 @@ def run(options: argparse.Namespace) -> Output:
         raise InputError("deepnarrow study", "--workdir is missing",
                          expected="a folder for records and report", hint="--workdir runs/NAME")
     config = load_config(options.config, options.settings)
-    summary = run_study(config, options.workdir, registry(), launcher=options.launcher)
+    hosts = join(options.coordinator, options.num_processes, options.process_id)
+    summary = run_study(config, options.workdir, registry(), options.launcher, hosts)
     document = {"workdir": str(summary.workdir), "trained": summary.trained,
                 "counts": dict(summary.counts), "seconds": summary.seconds,
                 "files": [str(path) for path in summary.files]}
-    return Output(document, lambda console: _show_summary(console, summary))
+    return Output(document, lambda console: _show_summary(console, summary),
+                  quiet=not hosts.first)
 
 
 def _show_cells(console: Console, cells: list[dict[str, Any]]) -> None:

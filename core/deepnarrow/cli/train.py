@@ -24,18 +24,21 @@ EXIT_DIVERGED = 3
 def run(options: argparse.Namespace) -> Output:
     """Trains, or goes on with training, or shows how it ended."""
     from deepnarrow.config import load_config
+    from deepnarrow.hosts import join
     from deepnarrow.plugins import registry
     from deepnarrow.study import train_one
 
     config = load_config(options.config, options.settings)
     check_single(config)
-    summary = train_one(config, options.workdir, registry())
+    hosts = join(options.coordinator, options.num_processes, options.process_id)
+    summary = train_one(config, options.workdir, registry(), hosts)
     status = summary.record.status
-    if status == "failed":
+    if status == "failed" and hosts.first:
         print(f"error: {shorten(summary.record.environment['error'], 500)}", file=sys.stderr)
     code = {"failed": EXIT_FAILED, "diverged": EXIT_DIVERGED}.get(status, 0)
     document = _document(summary)
-    return Output(document, lambda console: _show(console, document), exit_code=code)
+    return Output(document, lambda console: _show(console, document), exit_code=code,
+                  quiet=not hosts.first)
 
 
 def check_single(config: StudyConfig) -> None:

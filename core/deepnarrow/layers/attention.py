@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from deepnarrow.layers.linear import Projection, dropout
 from deepnarrow.modality import Key, StackOptions
 from deepnarrow.shape import Shape
+from deepnarrow.sharding import constrain
 
 
 class Attention(nnx.Module):
@@ -32,13 +33,15 @@ class Attention(nnx.Module):
         heads, one_head = (shape.num_heads, shape.d_kv), (shape.d_kv,)
 
         def project(outputs: tuple[int, ...], stddev: float) -> Projection:
-            return Projection((shape.d_model,), outputs, options, stddev=stddev, rngs=rngs)
+            axes = ("embed", *("heads", "kv")[-len(outputs):])
+            return Projection((shape.d_model,), outputs, options, axes=axes, stddev=stddev,
+                              rngs=rngs)
 
         self.query = project(one_head if shape.share_heads else heads,
                              (shape.d_model * shape.d_kv) ** -0.5)
         self.key = project(one_head if shape.share_kv else heads, shape.d_model**-0.5)
         self.value = project(one_head if shape.share_kv else heads, shape.d_model**-0.5)
-        self.out = Projection(heads, (shape.d_model,), options,
+        self.out = Projection(heads, (shape.d_model,), options, axes=("heads", "kv", "embed"),
                               stddev=(shape.num_heads * shape.d_kv) ** -0.5, rngs=rngs)
 
     def __call__(
@@ -71,12 +74,14 @@ class Attention(nnx.Module):
         """Queries of all heads; a shared query is repeated."""
         query = self.query(x) * self.scale
         if query.ndim == 3:  # [batch, query, d_kv] -> [batch, query, num_heads, d_kv]
-            return jnp.repeat(query[:, :, None, :], self.num_heads, axis=2)
-        return query
+            query = jnp.repeat(query[:, :, None, :], self.num_heads, axis=2)
+        return constrain(query, "batch", "length", "heads", "kv")
 
     def project_context(self, context: Float[Array, "batch key d_model"]) -> tuple[Array, Array]:
         """Keys and values: `[batch, key, num_heads, d_kv]` each, `[batch, key, d_kv]` if shared."""
-        return self.key(context), self.value(context)
+        keys, values = self.key(context), self.value(context)
+        axes = ("batch", "length", *("heads", "kv")[-keys.ndim + 2:])
+        return constrain(keys, *axes), constrain(values, *axes)
 
     def attend(
         self,
@@ -97,6 +102,7 @@ class Attention(nnx.Module):
         weights = dropout(weights, self.dropout_rate, key)
         # [batch, num_heads, query, key] -> [batch, query, num_heads, d_kv]
         attended = jnp.einsum(f"bhqk,bk{heads}d->bqhd", weights, values)
+        attended = constrain(attended, "batch", "length", "heads", "kv")
         return self.out(attended)  # [batch, query, num_heads, d_kv] -> [batch, query, d_model]
 
 

@@ -25,7 +25,9 @@ from deepnarrow.layers.stack import (
 )
 from deepnarrow.modality import Key, Params, StackOptions, StackOutput
 from deepnarrow.shape import Shape
+from deepnarrow.sharding import constrain
 
+RESIDUAL_AXES = ("batch", "length", "embed")  # logical, of what goes from layer to layer
 KEYS_PER_LAYER = 6  # dropout inside and after attention, cross-attention and MLP
 
 
@@ -146,12 +148,13 @@ def apply(
     )
     step = functools.partial(_step, shared)
     x, _ = apply_layers(
-        make_block(shape, options), params["layers"], x.astype(options.compute_dtype),
+        make_block(shape, options), params["layers"],
+        constrain(x.astype(options.compute_dtype), *RESIDUAL_AXES),
         layer_keys(key, num_layers, KEYS_PER_LAYER), step, scan=options.scan, remat=options.remat)
     # Layers fold 0 ... num_layers - 1 into the key: the next number is free.
     final_key = None if key is None else jax.random.fold_in(key, num_layers)
     final_rate = options.dropout_rate if options.final_dropout else 0.0
-    x = dropout(ends.final_norm(x), final_rate, final_key)
+    x = constrain(dropout(ends.final_norm(x), final_rate, final_key), *RESIDUAL_AXES)
     return StackOutput(x, mask, None, jnp.zeros((), jnp.float32))
 
 
@@ -168,4 +171,4 @@ def self_bias(
 
 
 def _step(shared: Shared, block: Any, x: jax.Array, keys: Key | None) -> tuple[jax.Array, None]:
-    return block(x, shared, keys), None
+    return constrain(block(x, shared, keys), *RESIDUAL_AXES), None

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt32
 
-from deepnarrow.modality import Key, StackOptions
+from deepnarrow.modality import Axes, Key, StackOptions
+from deepnarrow.sharding import gathered, is_split
 
 Initializer = Callable[..., jax.Array]
 
@@ -31,6 +32,8 @@ def kernel_initializer(options: StackOptions, stddev: float) -> Initializer:
 class Projection(nnx.Module):
     """`x @ kernel + bias` from the axes `inputs` to the axes `outputs`.
 
+    `axes` names the kernel's dimensions.
+
     Attributes:
       kernel: float32 `[*inputs, *outputs]`.
       bias: float32 `[*outputs]`, or None.
@@ -42,11 +45,12 @@ class Projection(nnx.Module):
         outputs: tuple[int, ...],
         options: StackOptions,
         *,
+        axes: Axes,
         stddev: float,
         bias_init: Initializer = nnx.initializers.zeros,
         rngs: nnx.Rngs,
     ):
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self.axes = inputs, outputs, axes
         self.dtype = options.compute_dtype
         flat = (math.prod(inputs), math.prod(outputs))
         kernel = kernel_initializer(options, stddev)(rngs.params(), flat, jnp.float32)
@@ -60,9 +64,14 @@ class Projection(nnx.Module):
         """Maps `[..., *inputs]` to `[..., *outputs]` in the compute dtype."""
         batch = x.shape[: x.ndim - len(self.inputs)]
         x = x.astype(self.dtype).reshape(*batch, -1)  # [..., *inputs] -> [..., inputs]
-        # One plain matrix product, whatever the axes: the form XLA has its fastest kernels for.
-        kernel = self.kernel[...].astype(self.dtype).reshape(x.shape[-1], -1)
-        y = x @ kernel  # [..., inputs] -> [..., outputs]
+
+        def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            # One plain matrix product, whatever the axes: XLA has its fastest kernels for it.
+            kernel = gathered(kernel.astype(self.dtype), *self.axes)
+            return x @ kernel.reshape(x.shape[-1], -1)  # [..., inputs] -> [..., outputs]
+
+        # The backward pass gathers a split kernel again: kept, all layers' would fill the memory.
+        y = (recomputed(multiply) if is_split() else multiply)(x, self.kernel[...])
         y = y.reshape(batch + self.outputs)  # [..., outputs] -> [..., *outputs]
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from deepnarrow.layers.linear import kernel_initializer
 from deepnarrow.modality import StackOptions
 from deepnarrow.shape import Shape
+from deepnarrow.sharding import constrain, gathered
 
 
 @functools.cache
@@ -72,5 +73,7 @@ class RelativeBias(nnx.Module):
         table = jnp.asarray(bucket_table(self.buckets, self.max_distance, self.causal))
         bucket = table[jnp.clip(relative, -self.max_distance, self.max_distance)
                        + self.max_distance]
-        bias = self.embedding[...].T[:, bucket]  # [..., query, key] -> [num_heads, ..., query, key]
-        return jnp.moveaxis(bias, 0, -3)  # -> [..., num_heads, query, key]
+        embedding = gathered(self.embedding[...], "buckets", "heads")
+        bias = embedding.T[:, bucket]  # [..., query, key] -> [num_heads, ..., query, key]
+        bias = jnp.moveaxis(bias, 0, -3)  # -> [..., num_heads, query, key]
+        return constrain(bias, *[None] * (bias.ndim - 3), "heads", "length", "length")

@@ -79,6 +79,7 @@ TRANSFORMER = Architecture(
     name="transformer",
     make_stack=make_stack,
     operators=frozenset(op.symbol for op in CORE_OPS),
+    aux_loss=False,
 )
 
 

@@ -163,7 +163,7 @@ def _classify(
 
 def extract_features(
     features: Callable[[Params, Batch], Any], params: Params, source: Source, batch_size: int,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None, rows: np.ndarray | None = None,
 ) -> Float32[np.ndarray, "n d"]:
     """Returns the features of every example of `source`, in order, padding dropped.
 
@@ -173,11 +173,12 @@ def extract_features(
       source: the examples.
       batch_size: examples a call.
       should_stop: asked before each call.
+      rows: of each batch, those that this process loads; None for all.
 
     Raises:
       Preempted: `should_stop` said True.
     """
-    x = apply_all(features, params, source, batch_size, should_stop)
+    x = apply_all(features, params, source, batch_size, should_stop, rows)
     return x.astype(np.float32, copy=False)
 
 

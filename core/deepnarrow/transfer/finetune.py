@@ -35,7 +35,9 @@ from deepnarrow.modality import (
 from deepnarrow.protocol import FineTune, RunOptions
 from deepnarrow.records import CurvePoint, Status
 from deepnarrow.shape import Shape
-from deepnarrow.train import Program, evaluate, make_program, metric_names, train
+from deepnarrow.sharding import Layout, on_every_host
+from deepnarrow.step import Program, make_program, metric_names
+from deepnarrow.train import evaluate, train
 from deepnarrow.transfer import apply_all
 from deepnarrow.transfer.fewshot import check_labels, majority_accuracy
 from deepnarrow.transfer.mixture import mix
@@ -122,7 +124,7 @@ class FineTuneResult:
 
 def make_finetune(
     modality: Modality, architecture: AnyArchitecture, shape: Shape, options: ConfigDict,
-    tasks: Sequence[Task], config: FineTune,
+    tasks: Sequence[Task], config: FineTune, layout: Layout | None = None, micro_batches: int = 1,
 ) -> FineTuneProgram:
     """Returns the program that fine-tunes models of `shape` on `tasks` together.
 
@@ -133,6 +135,8 @@ def make_finetune(
       options: model options of the checkpoints; the tasks', then `config`'s are laid over them.
       tasks: what to fine-tune on: one, or those of a mixture.
       config: budget (`config.steps` updates), optimiser, what is trained and how it is scored.
+      layout: how devices share the work; None for one device.
+      micro_batches: pieces that a training batch is worked on in.
 
     Raises:
       NotApplicable: a task does not serve fine-tuning, or needs a `score` the model lacks; only the
@@ -150,7 +154,8 @@ def make_finetune(
             truth(task, split)  # before any training: a late error is dear
     target_options = _target_options(options, tasks, config)
     model = make_model(modality, architecture, shape, target_options)
-    program = make_program(model, config.optimizer, config.steps, _trained_paths(model, config))
+    program = make_program(model, config.optimizer, config.steps, _trained_paths(model, config),
+                           layout, micro_batches)
     made = FineTuneProgram(tuple(tasks), program, config, options, target_options, modality)
     # These too raise now rather than after the pre-training.
     batch = next(eval_batches(made.train_source(), config.batch_size))
@@ -215,7 +220,9 @@ def finetune(
     check_seed(seed)
     config, last_step = ft.config, ft.program.total_steps
     key = jax.random.fold_in(jax.random.key(seed), _ADAPT)
-    adapted, reinitialised = ft.modality.adapt(params, ft.source_options, ft.target_options, key)
+    # `adapt` may look at arrays on the host.
+    adapted, reinitialised = ft.modality.adapt(
+        on_every_host(params), ft.source_options, ft.target_options, key)
     _check_new(ft, reinitialised)
 
     def score(params: Params, task: Task, split: str) -> Scores:
@@ -282,7 +289,7 @@ def predict_all(
       NotApplicable: the task needs a `score` that the model lacks.
     """
     return apply_all(_predictor(program, task, decode), params, task.examples(split), batch_size,
-                     should_stop)
+                     should_stop, program.rows(batch_size))
 
 
 def _predictor(
@@ -290,9 +297,11 @@ def _predictor(
 ) -> Callable[[Params, Batch], Array]:
     candidates, score = task.candidates, program.score
     if candidates is None or decode == "greedy":
-        return program.predict
+        return program.on_host(program.predict)
     if score is None:
         raise NotApplicable(f"task {task.name!r}", "ranks candidates, but the model has no score")
+
+    score = program.on_host(score)
 
     def rank(params: Params, batch: Batch) -> Float[Array, "batch candidates"]:
         # candidates x [batch] -> [batch, candidates]

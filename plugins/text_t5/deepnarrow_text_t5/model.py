@@ -29,6 +29,7 @@ from deepnarrow.modality import (
     axes_tree,
 )
 from deepnarrow.shape import Shape
+from deepnarrow.sharding import constrain, gathered
 from deepnarrow_text_t5.frame import count_frame
 
 
@@ -165,16 +166,18 @@ class T5:
     def _embed(
         self, params: Params, tokens: Int[Array, "batch length"], key: Key | None
     ) -> Float[Array, "batch length d_model"]:
-        x = params["embedding"][tokens]  # [batch, length] -> [batch, length, d_model]
-        return dropout(x, self.dropout_rate, key)
+        table = gathered(params["embedding"], "vocab", "embed")
+        x = table[tokens]  # [batch, length] -> [batch, length, d_model]
+        return dropout(constrain(x, "batch", "length", "embed"), self.dropout_rate, key)
 
     def _project(
         self, params: Params, x: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length vocab"]:
-        table = params["embedding"].astype(x.dtype)
+        table = gathered(params["embedding"].astype(x.dtype), "vocab", "embed")
         # [batch, length, d_model] -> [batch, length, vocab]
-        return jnp.einsum("bld,vd->blv", x * self.d_model**-0.5, table,
-                          preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bld,vd->blv", x * self.d_model**-0.5, table,
+                            preferred_element_type=jnp.float32)
+        return constrain(logits, "batch", "length", "vocab")
 
     def _extend(
         self, params: Params, table: Float[Array, "d_model vocab"], state: Decoding

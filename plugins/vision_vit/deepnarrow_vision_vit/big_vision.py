@@ -113,7 +113,8 @@ def _renamed(array: ParamArray, scan: bool) -> list[ParamArray]:
 
 ARCHITECTURE = BoundArchitecture(
     name=NAME, modality="vision_vit", make_model=_make_model, count_costs=count_costs,
-    operators=frozenset({"NL", "EL", "DM", "FF", "KV", "NH"}), unavailable=unavailable)
+    operators=frozenset({"NL", "EL", "DM", "FF", "KV", "NH"}), unavailable=unavailable,
+    aux_loss=False)
 
 
 # --- the few-shot evaluator ---------------------------------------------------------------------

@@ -37,6 +37,7 @@ from deepnarrow.modality import (
     axes_tree,
 )
 from deepnarrow.shape import Shape
+from deepnarrow.sharding import constrain, gathered
 from deepnarrow_vision_vit.frame import count_frame, pooling_options
 from deepnarrow_vision_vit.options import WHERE, check_options, grid_size
 
@@ -68,9 +69,11 @@ class PatchEmbedding(nnx.Module):
         """Embeds the patches row by row, in the compute dtype."""
         patches = extract_patches(image.astype(self.dtype), self.kernel.shape[0])
         # [patch, patch, channels, d_model] -> [patch * patch * channels, d_model]
-        kernel = self.kernel[...].astype(self.dtype).reshape(-1, self.kernel.shape[-1])
+        kernel = gathered(self.kernel[...].astype(self.dtype), None, None, "channels", "embed")
+        kernel = kernel.reshape(-1, kernel.shape[-1])
         # [batch, length, patch * patch * channels] -> [batch, length, d_model]
-        return patches @ kernel + self.bias[...].astype(self.dtype)
+        x = patches @ kernel + self.bias[...].astype(self.dtype)
+        return constrain(x, "batch", "length", "embed")
 
 
 class LearnedPosition(nnx.Module):
@@ -175,7 +178,8 @@ class Frame(nnx.Module):
         if self.head is None:
             raise InputError(WHERE, "a model without a head has features only",
                              got="num_classes 0", hint="set num_classes")
-        return self.head(features)  # [batch, features] -> [batch, classes]
+        logits = self.head(features)  # [batch, features] -> [batch, classes]
+        return constrain(logits, "batch", "classes")
 
 
 def make_pooling(
