@@ -57,6 +57,7 @@ class Checkpointer:
         for step in _steps(self.directory):
             if not has_manifest(self.directory / str(step)):
                 self._set_aside(step, "it has no manifest: its writer was killed")
+        _together("checkpoints opened")
         self._manager = ocp.CheckpointManager(
             self.directory,
             # Orbax would prune before the new step is known to be whole; `_after_commit` does it.
@@ -89,12 +90,17 @@ class Checkpointer:
     def newest_whole(self) -> int | None:
         """Returns the newest step that is as it was written, or None; sets newer ones aside."""
         while (step := self.latest_step()) is not None:
+            damage = None
             try:
                 verify(self.directory / str(step))
-                return step
             except Damaged as error:
-                self._set_aside(step, str(error))
-                self._manager.reload()
+                damage = str(error)
+            _together("checkpoint verified")  # before anybody moves it
+            if damage is None:
+                return step
+            self._set_aside(step, damage)
+            _together("checkpoint set aside")
+            self._manager.reload()
         return None
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -147,19 +153,30 @@ class Checkpointer:
 
     def _after_commit(self) -> None:
         """Describes what has been committed, then drops the steps that newer ones replace."""
-        for step in self._manager.all_steps():
+        for step in self._manager.all_steps() if jax.process_index() == 0 else ():
             folder = self.directory / str(step)
             if not has_manifest(folder):
                 tree = self._manager.item_metadata(step)["state"].tree
                 write_manifest(folder, {"step": step, "arrays": _describe(tree),
                                         "versions": versions()})
+        _together("checkpoints described")
         for step in sorted(self._manager.all_steps())[: -self.keep]:
             self._manager.delete(step)
 
     def _set_aside(self, step: int, reason: str) -> None:
+        if jax.process_index() != 0:
+            return
         place = quarantine(self.directory / str(step), self.directory.parent / "quarantine")
         warnings.warn(f"checkpoint {self.directory / str(step)} is damaged: {reason}; it is now in "
                       f"{place}, and the one before it is used", stacklevel=3)
+
+
+def _together(what: str) -> None:
+    """Waits for all processes of a run: the first one alone changes what lies in the directory."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(what)
 
 
 def _steps(directory: Path) -> list[int]:
