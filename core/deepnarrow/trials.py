@@ -7,6 +7,7 @@ seconds.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
 from deepnarrow.pretrained import Pretrained, open_pretrained
 from deepnarrow.protocol import FewShot, FineTune, Protocol
+from deepnarrow.records import Record
 from deepnarrow.trialkey import REVISION, trial_key
 
 
@@ -291,3 +293,12 @@ def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
         train_flops_per_example=costs.flops_train_per_example)
     protocol.pretraining.optimizer.check_steps(f"{where}.optimizer", steps)
     return Cell(trial, costs, steps)
+
+
+def blank_record(study: str, trial: Trial, cell: Cell) -> Record:
+    """Returns the record of a trial that has measured nothing: `failed`, without numbers."""
+    return Record(
+        key=trial.key, study=study, modality=trial.modality, architecture=trial.architecture,
+        name=trial.shape.name, shape=trial.shape.shape.to_dict(), seed=trial.seed, status="failed",
+        config=json.loads(json.dumps(trial.config())), costs={},
+        flop_convention=cell.costs.convention, environment={})

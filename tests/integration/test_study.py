@@ -368,7 +368,8 @@ def test_status_of_a_damaged_plan_is_bad_input(tmp_path, plan):
 @pytest.mark.parametrize("state", ["[]", '{"pid": 99999999999999999999, "key": ""}', '{"pid": 1}'])
 def test_status_ignores_a_damaged_running_file(tmp_path, state):
     (tmp_path / "plan.json").write_text('[{"key": "k", "modality": "toy"}]')
-    (tmp_path / "running.json").write_text(state)
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / "here-1.json").write_text(state)
     status = study_status(tmp_path)
     assert (status["running"], status["todo"], status["seconds_left"]) == ([], 1, None)
 
