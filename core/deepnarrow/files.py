@@ -10,7 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any
 
@@ -105,6 +105,27 @@ def _write(file: IO[bytes], data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, atomically; refuses NaN and infinities."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def safe_join(root: Path, name: str, where: str) -> Path:
+    """Returns `root / name` for a name that data give: below `root`, and through no link.
+
+    >>> safe_join(Path("runs"), "a/b", "plan.json").as_posix()
+    'runs/a/b'
+
+    Raises:
+      InputError: the name is empty or absolute, leads out of `root`, or a part of it is a link.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
+        raise InputError(where, "names a file outside of its folder", got=name)
+    path = root
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            raise InputError(where, f"'{path}' is a link, which is not followed",
+                             hint=f"copy the folder without links: cp -rL '{root}' COPY")
+    return path
 
 
 def is_alive(pid: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from deepnarrow.config import StudyConfig, batch_sizes, to_json
 from deepnarrow.errors import InputError, Preempted
-from deepnarrow.files import WorkdirLock, write_json
+from deepnarrow.files import WorkdirLock, safe_join, write_json
 from deepnarrow.hosts import ALONE, AgreedStop, Hosts
 from deepnarrow.mesh import choose_mesh
 from deepnarrow.plugins import Registry
@@ -347,7 +347,8 @@ def _read_plan(workdir: Path) -> list[dict[str, Any]] | None:
     try:
         rows = json.loads((workdir / PLAN_FILE).read_text())
         if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and {"key", "modality"} <= row.keys() for row in rows
+            isinstance(row, dict) and {"key", "modality"} <= row.keys()
+            and isinstance(row["key"], str) for row in rows
         ):
             raise ValueError("it is no list of trials")
         return rows
@@ -371,7 +372,7 @@ def _check_logs(workdir: Path, keys: Iterable[str]) -> dict[str, Any]:
     """Verifies the logs of the order of data: how many there are, and which are damaged."""
     checked, damaged = 0, []
     for key in keys:
-        path = workdir / "runs" / key / STEPS_FILE
+        path = safe_join(workdir / "runs", f"{key}/{STEPS_FILE}", PLAN_FILE)
         if path.exists():
             checked += 1
             try:

@@ -89,8 +89,8 @@ def fingerprint(zygote, folder):
 def kill_until_done(zygote, folder, kills, seconds, seed):
     """Kills the toy study at random moments, `kills` times, then lets it end.
 
-    A study that ends before all kills are used is begun anew in another folder, so every kill hits a
-    process at work. Returns the folders of the studies that ended, with the kills each took.
+    A study that ends before all kills are used is begun anew in another folder, so every kill hits
+    a process at work. Returns the folders of the studies that ended, with the kills each took.
     """
     rng, done, used = random.Random(seed), [], 0
     while used < kills or not done or done[-1][2] is None:

@@ -184,7 +184,7 @@ def write_records(path, writer, log):
     return 0
 
 
-# --- the file layer --------------------------------------------------------------------------------
+# --- the file layer ------------------------------------------------------------------------------
 def crash_at(call, mode, counted=None):
     """Has the k-th call that changes the disk end this process, or raise `mode`'s error.
 

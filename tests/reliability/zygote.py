@@ -1,8 +1,8 @@
 """A process that has imported everything and forks a child for each job: a start in milliseconds.
 
-Run by `harness.Zygote`. Lines of JSON come in, `{"job": NAME, "args": {...}, "log": PATH}`; lines go
-out, `{"pid": N}` when the child runs and `{"exit": CODE}` when it has ended. JAX makes its threads
-when it is first used, which is in the children alone, so forking here is safe.
+Run by `harness.Zygote`. Lines of JSON come in, `{"job": NAME, "args": {...}, "log": PATH}`; lines
+go out, `{"pid": N}` when the child runs and `{"exit": CODE}` when it has ended. JAX makes its
+threads when it is first used, which is in the children alone, so forking here is safe.
 """
 
 import json
