@@ -110,3 +110,66 @@ def kill_until_done(zygote, folder, kills, seconds, seed):
             done[-1][1] += 1
             used += 1
     return done
+
+
+def damages(folder, flips, seed):
+    """Damages for `jobs.damaged`: flips spread over all bytes, at least three a file, and the rest.
+
+    Returns the list; every file is also cut to nothing, to half and by one byte, deleted, made a
+    link, and exchanged with its namesake of the other step.
+    """
+    rng, found = random.Random(seed), []
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [str(path.relative_to(folder)) for path in files]
+    sizes = [path.stat().st_size for path in files]
+    full = [name for name, size in zip(names, sizes, strict=True) if size]
+    places = [name for name in full for _ in range(3)]
+    places += rng.choices(names, weights=sizes, k=max(0, flips - len(places)))
+    for name in places:
+        found.append(["flip", name, rng.randrange(8 * sizes[names.index(name)])])
+    for name, size in zip(names, sizes, strict=True):
+        found += [["truncate", name, at] for at in {0, size // 2, max(size - 1, 0)} if at < size]
+        found += [["delete", name, 0], ["link", name, 0]]
+        step, _, rest = name.partition("/")
+        other = f"{3 - int(step)}/{rest}" if step in ("1", "2") else ""
+        if other in names and (folder / name).read_bytes() != (folder / other).read_bytes():
+            found.append(["swap", name, other])
+    return found
+
+
+def judge_damage(damage, outcome):
+    """Returns what is wrong with what came of a damage; None where it was detected or harmless."""
+    (_, name, where), (restored, warnings) = damage, outcome
+    touched = {name.partition("/")[0]}
+    if damage[0] == "swap":
+        touched.add(str(where).partition("/")[0])
+    if restored == "wrong values":
+        return "wrong values were restored in silence"
+    if isinstance(restored, str) and touched != {"1", "2"}:
+        return restored  # the other step was whole
+    if restored == 1 and not warnings:
+        return "the older step was used in silence"
+    if restored == 2 and "2" in touched:
+        return "the damaged step was used"
+    return None
+
+
+def signal_in_phase(zygote, folder, phase, number=signal.SIGTERM):
+    """Signals a study in a phase; returns exit code, seconds to the exit, and the steps it lost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / "marker"
+    pid = zygote.start("signalled", folder / "log", workdir=str(folder / "work"), phase=phase,
+                       marker=str(marker))
+    deadline = time.monotonic() + 120
+    while not marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    start = time.monotonic()
+    os.kill(pid, number)
+    marker.with_name("marker.sent").touch()
+    return zygote.wait(), time.monotonic() - start
+
+
+def newest_step(folder):
+    """The newest checkpoint of the only run in a study's folder; 0 where there is none."""
+    found = [int(p.name) for p in folder.glob("work/runs/*/checkpoints/*") if p.name.isdecimal()]
+    return max(found, default=0)

@@ -3,20 +3,18 @@
 Each job is a function of plain arguments; `zygote.py` calls it by name in a child of its own.
 """
 
-import contextlib
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import sys
+import time
 import types
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import numpy as np
 import toy
 
-import deepnarrow.files
 import deepnarrow.report
 from deepnarrow import hookimpl
 from deepnarrow.config import ModalityStudy, StudyConfig
@@ -30,13 +28,125 @@ from deepnarrow.protocol import (
     Protocol,
     RunOptions,
 )
-from deepnarrow.records import MetricRow, Record
 from deepnarrow.stepslog import read_lines
 from deepnarrow.store import Store
 from deepnarrow.study import run_study
 
 ADAMW = OptimizerConfig("adamw", 3e-3, "cosine", warmup_steps=2)
 STEPS = 20
+
+
+def damaged(source, damages, folder):
+    """Restores the checkpoints in `source` after each damage, in a copy; writes what came of it.
+
+    A damage is `[kind, file, where]`; see `harness.damages`. What is restored must be a state that
+    was saved, and where it is not the newest there must have been a warning.
+    """
+    import shutil
+    import warnings
+
+    import jax
+
+    from deepnarrow.checkpoint import Checkpointer
+
+    abstract = jax.ShapeDtypeStruct
+    like = {"w": abstract((64, 32), np.float32), "b": abstract((32,), np.float32)}
+    outcomes = []
+    for damage in damages:
+        place = pathlib.Path(folder) / "copy"
+        shutil.rmtree(place.parent / "quarantine", ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(source, place)
+        _damage(place, *damage)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                with Checkpointer(place) as checkpointer:
+                    state, extra = checkpointer.restore(like)
+                same = all(np.array_equal(np.asarray(state[k]), saved_state(extra["step"])[k])
+                           for k in like)
+                outcome = [extra["step"] if same else "wrong values", len(told)]
+            except InputError as error:
+                outcome = [f"refused: {error}", len(told)]
+        outcomes.append(outcome)
+    (pathlib.Path(folder) / "outcomes.json").write_text(json.dumps(outcomes))
+    return 0
+
+
+def saved_state(step):
+    """What `save_two` saves as `step`."""
+    rng = np.random.default_rng(step)
+    return {"w": rng.normal(size=(64, 32)).astype(np.float32),
+            "b": rng.normal(size=32).astype(np.float32)}
+
+
+def save_two(folder):
+    """Saves the steps 1 and 2 of a small state."""
+    from deepnarrow.checkpoint import Checkpointer
+
+    with Checkpointer(folder) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, saved_state(step), {"step": step})
+    return 0
+
+
+def _damage(place, kind, name, where):
+    path = place / name
+    data = bytearray(path.read_bytes())
+    if kind == "flip":
+        data[where // 8] ^= 1 << where % 8
+        path.write_bytes(data)
+    elif kind == "truncate":
+        path.write_bytes(data[:where])
+    elif kind == "delete":
+        path.unlink()
+    elif kind == "swap":
+        other = place / where
+        content = other.read_bytes()
+        other.write_bytes(data)
+        path.write_bytes(content)
+    elif kind == "link":
+        other = path.with_name(path.name + ".moved")
+        path.rename(other)
+        path.symlink_to(other.name)
+
+
+def disk_full(folder):
+    """Checkpoints into a disk that fills; frees it and goes on. For a small tmpfs at `folder`."""
+    import warnings
+
+    import jax
+
+    from deepnarrow.checkpoint import Checkpointer
+
+    folder = pathlib.Path(folder)
+    abstract = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in saved_state(1).items()}
+    with Checkpointer(folder / "checkpoints") as checkpointer:
+        checkpointer.save(1, saved_state(1), {"step": 1})
+    ballast = folder / "ballast"
+    with open(ballast, "wb") as file:
+        try:
+            while True:
+                file.write(b"x" * 1024)
+                file.flush()
+        except OSError:
+            pass
+    told = None
+    try:
+        with Checkpointer(folder / "checkpoints") as checkpointer:
+            checkpointer.save(2, saved_state(2), {"step": 2})
+    except InputError as error:
+        told = str(error)
+    ballast.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Checkpointer(folder / "checkpoints") as checkpointer:
+            state, extra = checkpointer.restore(abstract)
+            checkpointer.save(3, saved_state(3), {"step": 3})
+            newest = checkpointer.newest_whole()
+    same = np.array_equal(np.asarray(state["w"]), saved_state(extra["step"])["w"])
+    print(json.dumps({"told": told, "restored": extra["step"], "same": same, "newest": newest}))
+    return 0
 
 
 def toy_registry(observer=None):
@@ -122,9 +232,11 @@ def _leaves(tree, path=""):
         yield path, np.asarray(tree)
 
 
-def signalled(workdir, phase, number, marker):
+PHASES = ("compile", "train", "evaluation", "save", "few_shot", "fine_tune")
+
+
+def signalled(workdir, phase, marker):
     """Runs the study, and writes `marker` when it comes by `phase`, where the test signals it."""
-    del number
     import deepnarrow.checkpoint
     import deepnarrow.train
     import deepnarrow.transfer.fewshot
@@ -137,7 +249,7 @@ def signalled(workdir, phase, number, marker):
                 # The signal comes while this call is under way.
                 until = pathlib.Path(marker + ".sent")
                 while not until.exists():
-                    _nap()
+                    time.sleep(0.01)
             return function(*args, **kwargs)
 
         return marked
@@ -155,63 +267,8 @@ def signalled(workdir, phase, number, marker):
         deepnarrow.trial.extract_features = mark(deepnarrow.trial.extract_features)
     elif phase == "fine_tune":
         deepnarrow.trial.finetune = mark(deepnarrow.trial.finetune)
-    return study(workdir)
-
-
-def _nap():
-    import time
-
-    time.sleep(0.01)
-
-
-# --- the store -----------------------------------------------------------------------------------
-def record(key, status="done", value=0.5):
-    """A small record."""
-    return Record(key=key, study="s", modality="toy", architecture="toy_mlp", name="tiny",
-                  shape={"d_model": 16}, seed=0, status=status, config={}, costs={},
-                  flop_convention="matmul", environment={},
-                  metrics=(MetricRow("upstream", "", "loss", "min", value),))
-
-
-def write_records(path, writer, log):
-    """Adds records for ever, and notes each that the store has acknowledged."""
-    with Store(path) as store, open(log, "a", buffering=1) as acknowledged:
-        for number in range(10**6):
-            key = hashlib.md5(f"{writer} {os.getpid()} {number}".encode()).hexdigest()
-            attempt = store.claim(key)
-            assert store.add_claimed(record(key), attempt)
-            acknowledged.write(f"{key}\n")
-    return 0
-
-
-# --- the file layer ------------------------------------------------------------------------------
-def crash_at(call, mode, counted=None):
-    """Has the k-th call that changes the disk end this process, or raise `mode`'s error.
-
-    `mode` is `crash`, or an errno's name with `once` or `ever`: `ENOSPC ever`.
-    """
-    import errno
-
-    calls = iter(range(1, 10**9))
-
-    def before(name):
-        number = next(calls)
-        if counted is not None:
-            counted.append(name)
-        if mode == "crash" and number == call:
-            os._exit(137)
-        name, _, how = mode.partition(" ")
-        if how and (number == call or (how == "ever" and number > call)):
-            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
-
-    deepnarrow.files.before_io = before
-
-
-def quiet():
-    """Sends what is printed nowhere."""
-    return contextlib.redirect_stderr(open(os.devnull, "w"))
+    return study(workdir, seeds=(0,))
 
 
 JOBS = {name: function for name, function in list(globals().items())
         if isinstance(function, types.FunctionType) and not name.startswith("_")}
-del dataclasses
