@@ -23,6 +23,7 @@ from deepnarrow.plugins import Registry
 from deepnarrow.pretrained import Pretrained, open_pretrained
 from deepnarrow.protocol import FewShot, FineTune, Protocol
 from deepnarrow.records import Record
+from deepnarrow.settings import build
 from deepnarrow.trialkey import REVISION, trial_key
 
 
@@ -88,7 +89,7 @@ class Trial:
             "shape": self.shape.shape.to_dict(),
             "options": dict(self.options),
             "data": dict(self.data),
-            "protocol": dataclasses.asdict(self.protocol),
+            "protocol": _canonical(self.protocol),
             "seed": self.seed,
             **rare,
         }
@@ -97,6 +98,14 @@ class Trial:
     def key(self) -> str:
         """Hash of `config()`: no workdir, launcher, logging or device in it."""
         return trial_key(self.config())
+
+
+def _canonical(protocol: Protocol) -> dict[str, Any]:
+    """A protocol's values as its file would have them: 20 where a number is meant is 20.0.
+
+    Else a study that a program describes would have other keys in its workers than in the command.
+    """
+    return dataclasses.asdict(build(Protocol, dataclasses.asdict(protocol), "protocol"))
 
 
 @dataclasses.dataclass(frozen=True)

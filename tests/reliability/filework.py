@@ -46,7 +46,7 @@ def record(key, value=0.5):
                   metrics=(MetricRow("upstream", "", "loss", "min", value),))
 
 
-# --- every kind of write that a study makes, in the order in which it makes them -------------------
+# --- every kind of write that a study makes, in the order in which it makes them -----------------
 def ids(step):
     """The ids of a step's batch."""
     return np.array([step % 8, (step + 3) % 8])

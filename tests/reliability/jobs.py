@@ -172,18 +172,19 @@ def toy_registry(observer=None):
     return load_plugins([], extra=[plugin])
 
 
-def toy_config(seeds=(0, 1), steps=STEPS, **run):
-    """A study of one shape: pre-training, probe and fine-tuning, a checkpoint every 4 steps."""
+def toy_config(seeds=(0,), steps=STEPS, transfer=True, **run):
+    """A study of one shape, a checkpoint every 4 steps; `transfer` adds a probe and fine-tuning."""
     protocol = Protocol(
         batch_size=16, budget=Budget("steps", steps), optimizer=ADAMW,
-        few_shot=FewShot(("toy_task",), shots=(1,), seeds=1, l2=1.0),
-        fine_tune=FineTune(("toy_task",), examples=64, batch_size=16, optimizer=ADAMW))
+        few_shot=FewShot(("toy_task",), shots=(1,), seeds=1, l2=1.0) if transfer else None,
+        fine_tune=FineTune(("toy_task",), examples=64, batch_size=16, optimizer=ADAMW)
+        if transfer else None)
     study = ModalityStudy("toy", ("tiny",), protocol, architectures=("toy_mlp",))
     return StudyConfig("toys", seeds, {"toy": study},
                        RunOptions(**{"log_every": 2, "checkpoint_every": 4, **run}))
 
 
-def study(workdir, seeds=(0, 1), observer=None, **run):
+def study(workdir, seeds=(0,), observer=None, **run):
     """Runs the toy study; exits as the command does."""
     deepnarrow.report.write_report = lambda *_, **__: []
     try:
@@ -267,7 +268,7 @@ def signalled(workdir, phase, marker):
         deepnarrow.trial.extract_features = mark(deepnarrow.trial.extract_features)
     elif phase == "fine_tune":
         deepnarrow.trial.finetune = mark(deepnarrow.trial.finetune)
-    return study(workdir, seeds=(0,))
+    return study(workdir)
 
 
 JOBS = {name: function for name, function in list(globals().items())

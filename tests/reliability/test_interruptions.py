@@ -1,4 +1,4 @@
-"""Real signals to real processes: a study that is killed or asked to stop loses and repeats nothing.
+"""Real signals to real processes: a study that is killed or stopped loses and repeats nothing.
 
 The numbers here are small; `scoreboard.py` runs the same cases with the numbers of
 docs/reliability.md.
@@ -19,7 +19,7 @@ KILLS = 30
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(zygote, unbroken, tmp_path):
     expected, seconds = unbroken
-    done = harness.kill_until_done(zygote, tmp_path, KILLS, seconds, seed=8)
+    done = harness.kill_until_done(zygote, tmp_path, KILLS, seconds, seed=8, transfer=False)
     assert sum(kills for _, kills, _ in done) == KILLS
     assert [found for _, _, found in done] == [expected] * len(done)
 
@@ -33,7 +33,6 @@ def test_a_signal_in_any_phase_saves_and_exits_75(zygote, tmp_path, phase):
     reached = {"compile": 0, "train": 2, "evaluation": 20, "save": 4, "few_shot": 20,
                "fine_tune": 20}[phase]
     assert harness.newest_step(tmp_path) >= reached
-    assert zygote.run("study", tmp_path / "log", workdir=str(tmp_path / "work"), seeds=[0]) == 0
 
 
 def test_a_second_sigint_leaves_at_once(tmp_path):
