@@ -59,5 +59,5 @@ def _read(path: Path) -> dict[str, Any] | None:
         alive = (is_alive(int(state["pid"])) if here
                  else time.time() - path.stat().st_mtime < FRESH_S)
         return state if alive and "key" in state else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -354,7 +354,7 @@ def _read_plan(workdir: Path) -> list[dict[str, Any]] | None:
         return rows
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"workdir '{workdir}'", f"{PLAN_FILE} cannot be read", got=error,
                          hint="run deepnarrow study again: it writes the plan anew") from error
 

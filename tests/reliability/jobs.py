@@ -124,13 +124,12 @@ def disk_full(folder):
     with Checkpointer(folder / "checkpoints") as checkpointer:
         checkpointer.save(1, saved_state(1), {"step": 1})
     ballast = folder / "ballast"
-    with open(ballast, "wb") as file:
-        try:
-            while True:
-                file.write(b"x" * 1024)
-                file.flush()
-        except OSError:
-            pass
+    try:
+        with open(ballast, "wb", buffering=0) as file:
+            while file.write(b"x" * 1024):
+                pass
+    except OSError:
+        pass
     told = None
     try:
         with Checkpointer(folder / "checkpoints") as checkpointer:
@@ -182,6 +181,14 @@ def toy_config(seeds=(0,), steps=STEPS, transfer=True, **run):
     study = ModalityStudy("toy", ("tiny",), protocol, architectures=("toy_mlp",))
     return StudyConfig("toys", seeds, {"toy": study},
                        RunOptions(**{"log_every": 2, "checkpoint_every": 4, **run}))
+
+
+def one_unit_a_seed(setattr=setattr):
+    """Has each seed be a unit of its own, so that a toy study has several."""
+    import deepnarrow.study
+    from deepnarrow.trials import Unit
+
+    setattr(deepnarrow.study, "_units", lambda trials: [Unit((trial,)) for trial in trials])
 
 
 def study(workdir, seeds=(0,), observer=None, **run):

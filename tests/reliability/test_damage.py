@@ -15,7 +15,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_detected_or_harmless(zygote, tmp_
 
 
 def test_checkpoints_on_a_full_disk(tmp_path):
-    found = harness.on_small_disk(tmp_path, "3m", "import jobs, sys; jobs.disk_full(sys.argv[1])")
+    found = harness.on_small_disk(tmp_path, "8m", "import jobs, sys; jobs.disk_full(sys.argv[1])")
     if found is None:
         pytest.skip("no user namespaces with tmpfs here")
     told = json.loads(found)
