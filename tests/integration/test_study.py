@@ -232,6 +232,19 @@ def test_a_cell_that_fails_is_recorded_and_retried_and_the_study_goes_on(
     assert study_status(tmp_path)["done"] == 3
 
 
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("error", "code"), [
+    (RuntimeError("planted"), 1), (InputError("model", "cannot be"), 2)])
+def test_a_study_whose_every_trial_failed_says_so_by_its_exit_code(
+        tmp_path, registry, monkeypatch, error, code):
+    def make_model(modality, architecture, shape, options):
+        raise error
+
+    monkeypatch.setattr("deepnarrow.trial.make_model", make_model)
+    summary = run_study(make_config(seeds=(0,)), tmp_path, registry)
+    assert (dict(summary.counts), summary.exit_code) == ({"failed": 3}, code)
+
+
 def test_keys_hash_what_determines_the_result_and_nothing_else(registry):
     def keys(config):
         data = {name: open_data(study, registry) for name, study in config.modalities.items()}

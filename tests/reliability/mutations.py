@@ -35,7 +35,7 @@ MUTANTS = {
         ["tests/core/test_checkpoint.py"]),
     "files are written in place": (
         f"{CORE}/files.py", "        with open(temporary, \"wb\") as file:\n            _write",
-        "        with open(path, \"wb\") as file:\n            temporary = path\n            _write",
+        "        with open(temporary := path, \"wb\") as file:\n            _write",
         ["tests/reliability/test_interruptions.py", "-k", "crash_of_the_file_layer"]),
     "a torn line is not cut": (
         f"{CORE}/stepslog.py", "if dropped := cut_torn_tail(path):", "if dropped := 0:",
@@ -60,7 +60,7 @@ MUTANTS = {
     "names from data may lead out": (
         f"{CORE}/files.py", 'or ".." in parts', "", ["tests/core/test_files.py",
                                                      "tests/text_t5/test_weights.py", "-k",
-                                                     "outside or leads_out"]),
+                                                     "outside or lead_out"]),
     "a page's field is not escaped": (
         f"{CORE}/report/text.py", "html.escape(plain(text, limit), quote=True)",
         "plain(text, limit)", ["tests/core/test_report.py", "-k", "escaped_text"]),
