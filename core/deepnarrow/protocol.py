@@ -263,7 +263,8 @@ class FineTune:
         checkpoint chosen.
       decode: `rank`: the task's candidates are ranked, where it has them; `greedy`: what the model
         predicts is scored.
-      options: model options laid over the task's, e.g. `{"image_size": 384}`.
+      options: model options laid over the task's, e.g. `{"compute_dtype": "bfloat16"}`; what
+        decides the examples' form stays with the task.
       scratch: also fine-tune the untrained network of the same seed, in the same way: the control
         that tells what pre-training gave (records with origin `untrained`).
     """

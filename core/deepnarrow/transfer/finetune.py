@@ -158,6 +158,7 @@ def make_finetune(
                            layout, micro_batches)
     made = FineTuneProgram(tuple(tasks), program, config, options, target_options, modality)
     # These too raise now rather than after the pre-training.
+    _check_adapts(made, architecture, shape)
     batch = next(eval_batches(made.train_source(), config.batch_size))
     metric_names(program, batch)
     for task in tasks:
@@ -165,6 +166,26 @@ def make_finetune(
         if config.decode == "greedy" and task.candidates is not None:
             _check_greedy(program, task, batch)
     return made
+
+
+def _check_adapts(ft: FineTuneProgram, architecture: AnyArchitecture, shape: Shape) -> None:
+    """Adapts parameters that take no memory, and compares the shapes with the other model's."""
+    source = make_model(ft.modality, architecture, shape, ft.source_options)
+    key = jax.random.key(0)
+    params = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
+                          jax.eval_shape(source.init, key))
+    adapted, reinitialised = ft.modality.adapt(params, ft.source_options, ft.target_options, key)
+    _check_new(ft, reinitialised)
+    wanted, got = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+         for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (jax.eval_shape(ft.program.model.init, key), adapted))
+    for path in sorted(wanted.keys() | got.keys()):
+        if wanted.get(path) != got.get(path):
+            raise InputError(f"task {ft.name!r}, parameter {path}",
+                             "the adapted checkpoint does not fit the task's model",
+                             got=got.get(path, "none"), expected=wanted.get(path, "none"),
+                             hint="see fine_tune.options and the task's options")
 
 
 def _check_greedy(program: Program, task: Task, batch: Batch) -> None:
