@@ -306,8 +306,9 @@ def test_bad_custom_files_are_named(tmp_path, content, line, message):
 
 def test_a_custom_split_without_rows_is_an_error(tmp_path):
     write_jsonl(tmp_path / "two.jsonl", [{"text": "a b", "label": i} for i in range(2)])
+    line = f"jsonl:{tmp_path / 'two.jsonl'}#text->label"
     with pytest.warns(UserWarning, match="2 of 2 rows"):
-        task = make_tasks(custom_tasks={"two": f"jsonl:{tmp_path / 'two.jsonl'}#text->label"})["two"]
+        task = make_tasks(custom_tasks={"two": line})["two"]
     sizes = {}
     for split in ("train", "validation", "test"):
         try:
