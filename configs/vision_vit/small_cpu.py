@@ -9,8 +9,8 @@ kinds of clothes), and 5,000 MNIST digits as `images-idx3-ubyte.gz`, `labels-idx
 other 1,797 digits are scikit-learn's, enlarged from 8 x 8. Without the two `--set` the folders
 `data/fashion_mnist` and `data/mnist_5k` are looked for where the command runs.
 
-Time: 18 trials of 600 steps, about 45 minutes of CPU time on 2 cores (68 minutes by the clock beside
-other work) and 1.1 GB.
+Time: 18 trials of 600 steps, about 45 minutes of CPU time on 2 cores (68 minutes by the clock
+beside other work) and 1.1 GB.
 Expect, at 10 shots with the L2 that the shots choose, mean of three seeds: upstream loss 0.64 to
 0.89; MNIST-5k 0.33 to 0.46 (untrained networks 0.32 to 0.40, raw pixels 0.69), digits 0.61 to 0.78
 (untrained 0.55 to 0.73, raw pixels 0.89). Every shape beats its untrained network; none beats the
