@@ -274,7 +274,8 @@ def test_transfer_as_json_has_every_value(transfer, tmp_path):
 
 
 @pytest.mark.parametrize(("workdir", "said"), [
-    ((), "stopped: nothing is kept; with --workdir DIR"), (("--workdir", "w"), "goes on from here")])
+    ((), "stopped: nothing is kept; with --workdir DIR"),
+    (("--workdir", "w"), "goes on from here")])
 def test_transfer_says_what_is_kept_when_it_is_stopped(transfer, tmp_path, monkeypatch, workdir,
                                                        said):
     monkeypatch.chdir(tmp_path)
