@@ -1,0 +1,130 @@
+"""The fastest way to run a step on a slice, among all that fit, by estimate. No JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from deepnarrow.errors import InputError
+from deepnarrow.planning.estimate import Choice, Estimate, Step, estimate
+from deepnarrow.planning.placement import PRESETS
+from deepnarrow.planning.topology import Topology, larger_slices
+from deepnarrow.planning.traffic import Remat
+
+REMATS: tuple[Remat, ...] = ("none", "dots", "full")
+MAX_MICRO_BATCHES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What was tried on one slice.
+
+    Attributes:
+      topology: the slice.
+      tried: every choice, those that fit first, each group by predicted time.
+      rejected: a reason for each kind of mesh that could not be tried.
+    """
+
+    topology: Topology
+    tried: Sequence[Estimate]
+    rejected: Mapping[str, str]
+
+    @property
+    def best(self) -> Estimate | None:
+        """The fastest that fits, or None."""
+        return self.tried[0] if self.tried and self.tried[0].fits else None
+
+    @property
+    def smallest(self) -> Estimate:
+        """The one that needs least memory."""
+        return min(self.tried, key=lambda one: one.memory.total)
+
+
+def search(
+    step: Step, topology: Topology, *, mesh: Mapping[str, int] | None = None,
+    remat: Remat | None = None, micro_batches: int | None = None,
+) -> Search:
+    """Estimates every mesh x remat x micro-batches, or those that agree with what is given.
+
+    Raises:
+      InputError: nothing can be tried: the batch does not go into any mesh, or not into the given
+        one.
+    """
+    rejected: dict[str, str] = {}
+    tried: list[Estimate] = []
+    for preset, sizes in _meshes(topology.num_devices, mesh):
+        ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
+        if step.batch_size % ways:
+            rejected[_name(sizes)] = (f"a batch of {step.batch_size} does not divide into {ways} "
+                                      "parts")
+            continue
+        if reason := _unsplit(step, preset, sizes):
+            rejected[_name(sizes)] = reason
+            continue
+        for one in _pieces(step.batch_size // ways, micro_batches):
+            tried += [estimate(step, topology, PRESETS[preset], Choice(preset, sizes, kind, one))
+                      for kind in REMATS if remat in (None, kind)]
+    if not tried:
+        raise InputError(f"shape {step.name!r} on {topology.name}", "no mesh can be tried",
+                         got="; ".join(f"{key}: {why}" for key, why in rejected.items()),
+                         hint="choose a --batch-size that the number of devices divides")
+    tried.sort(key=lambda one: (not one.fits, one.rank))
+    return Search(topology, tried, rejected)
+
+
+def smallest_slice(step: Step, topology: Topology) -> Search | None:
+    """Returns the search on the smallest larger slice of the generation on which the step fits."""
+    for larger in larger_slices(topology):
+        try:
+            found = search(step, larger)
+        except InputError:
+            continue  # the batch is too small for so many devices
+        if found.best is not None:
+            return found
+    return None
+
+
+def _name(sizes: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
+def _meshes(
+    devices: int, given: Mapping[str, int] | None
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Rules and sizes of every mesh: `data`, `fsdp` with and without `data`, and with `tensor`."""
+    if given is not None:
+        preset = ("fsdp+tensor" if given.get("tensor", 1) > 1 else
+                  "fsdp" if given.get("fsdp", 1) > 1 else "data")
+        yield preset, dict(given)
+        return
+    yield "data", {"data": devices}
+    for tensor in _divisors(devices):
+        for fsdp in _divisors(devices // tensor):
+            if fsdp == 1:
+                continue
+            sizes = {"data": devices // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
+            yield ("fsdp" if tensor == 1 else "fsdp+tensor",
+                   {axis: size for axis, size in sizes.items() if size > 1})
+
+
+def _divisors(number: int) -> list[int]:
+    return [one for one in range(1, number + 1) if number % one == 0]
+
+
+def _pieces(examples: int, given: int | None) -> list[int]:
+    """Numbers of micro-batches that divide a device's examples."""
+    if given is not None:
+        return [given] if examples % given == 0 else []
+    return [one for one in _divisors(examples) if one <= MAX_MICRO_BATCHES]
+
+
+def _unsplit(step: Step, preset: str, sizes: Mapping[str, int]) -> str | None:
+    """Says why a mesh with `tensor` would leave most of the model whole."""
+    tensor = sizes.get("tensor", 1)
+    if tensor == 1:
+        return None
+    for array in step.costs["none"].arrays:
+        for axis, size in zip(array.axes, array.shape, strict=True):
+            if axis in ("heads", "mlp") and array.is_kernel and size % tensor:
+                return f"{axis} of {'/'.join(array.path)} is {size}, which {tensor} does not divide"
+    return None
