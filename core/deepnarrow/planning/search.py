@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from deepnarrow.errors import InputError
+from deepnarrow.hardware import GIBI
 from deepnarrow.planning.estimate import Choice, Estimate, Step, estimate
 from deepnarrow.planning.placement import PRESETS
 from deepnarrow.planning.topology import Topology, larger_slices
@@ -82,6 +83,35 @@ def smallest_slice(step: Step, topology: Topology) -> Search | None:
         if found.best is not None:
             return found
     return None
+
+
+def reasons(found: Search, best: Estimate, limit: int = 6) -> list[str]:
+    """Says why the choices that come to mind before `best` were not taken.
+
+    Those that would be as fast by estimate but do not fit, the fastest of each other mesh, and the
+    meshes that could not be tried.
+    """
+    said: dict[str, str] = {}
+    for one in sorted(found.tried, key=lambda one: one.rank):
+        name = _name(one.choice.mesh)
+        if one.choice == best.choice or name in said:
+            continue
+        if not one.fits:
+            over = (one.memory.total - one.limit) / GIBI
+            if one.rank < best.rank:
+                said[f"{name} {one.choice.remat}"] = (
+                    f"{one.choice} would take {one.step_time_s * 1e3:.3g} ms but needs {over:.3g} "
+                    "GiB more than a device has")
+        elif one.choice.mesh != best.choice.mesh:
+            said[name] = (f"{one.choice} takes {one.step_time_s * 1e3:.3g} ms, bound by "
+                          f"{one.bound}")
+    return [*list(said.values())[:limit],
+            *(f"{name}: {why}" for name, why in list(found.rejected.items())[:limit])]
+
+
+def config_lines(modality: str, choice: Choice) -> list[str]:
+    """Returns the settings that make a study run as planned."""
+    return [f"modalities.{modality}.options.remat={choice.remat}"]
 
 
 def _name(sizes: Mapping[str, int]) -> str:
