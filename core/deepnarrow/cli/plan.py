@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from deepnarrow.cli.parser import integer, number
 from deepnarrow.cli.shape import option_settings
 from deepnarrow.config import load_config
 from deepnarrow.errors import InputError, suggest
+from deepnarrow.mesh import parse_mesh
 from deepnarrow.planning.cells import REMATS, Cell, shape_cells, study_cells
 from deepnarrow.planning.estimate import Estimate
 from deepnarrow.planning.search import Search, config_lines, reasons, search, smallest_slice
@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> Output:
     remat = _remat(options.remat)
     pieces = None if options.micro_batches is None else integer(
         "--micro-batches", options.micro_batches, 1, MAX_BATCH)
-    mesh = None if options.mesh is None else _mesh(options.mesh, topology)
+    mesh = None if options.mesh is None else parse_mesh(
+        options.mesh, topology.num_devices, "--mesh")
     planned = []
     for cell in _cells(options):
         found = search(cell.step, topology, mesh=mesh, remat=remat, micro_batches=pieces)
@@ -112,29 +113,13 @@ def _remat(text: str | None) -> Remat | None:
                      hint=f"did you mean {near}?" if near else None)
 
 
-def _mesh(text: str, topology: Topology) -> dict[str, int]:
-    """Reads `data=2,fsdp=8`; all devices of the slice must be in it."""
-    mesh: dict[str, int] = {}
-    for part in text.split(","):
-        axis, equals, size = part.partition("=")
-        if axis not in ("data", "fsdp", "tensor") or not equals or axis in mesh:
-            raise InputError("--mesh", "is no mesh", got=text,
-                             expected="axes data, fsdp, tensor, each once, with their sizes",
-                             hint="data=2,fsdp=8")
-        mesh[axis] = integer("--mesh", size, 1, 10**6)
-    if math.prod(mesh.values()) != topology.num_devices:
-        raise InputError("--mesh", f"does not make up {topology.name}", got=text,
-                         expected=f"a product of {topology.num_devices}")
-    return mesh
-
-
 # --- documents and tables ------------------------------------------------------------------------
 def _document(cell: Cell, topology: Topology, best: Estimate) -> dict[str, Any]:
     devices = topology.generation.devices_per_chip
     return {
         "name": cell.step.name,
         "chips": topology.num_chips,
-        "mesh": dict(best.choice.mesh),
+        "mesh": best.choice.mesh.sizes,
         "remat": best.choice.remat,
         "micro_batches": best.choice.micro_batches,
         "hbm_per_chip_bytes": best.memory.total * devices,
@@ -156,7 +141,7 @@ def _show(console: Console, planned: Sequence[Planned], price: float | None) -> 
         best, topology = one.best, one.search.topology
         devices = topology.generation.devices_per_chip
         rows.append((
-            one.cell.step.name, _mesh_text(best), best.choice.remat, best.choice.micro_batches,
+            one.cell.step.name, best.choice.mesh, best.choice.remat, best.choice.micro_batches,
             _gib(best.memory.total * devices), "yes" if best.fits else "no", count(best.flops),
             seconds(best.step_time_s), best.bound, f"{best.mfu_bound:.0%}",
             "compiler" if best.compiled else "estimate"))
@@ -221,10 +206,6 @@ def _notes(planned: Sequence[Planned]) -> list[str]:
         notes.append("estimate: closed forms; --compile asks the TPU's compiler (extra [tpu])")
     return [*notes, "step time: FLOPs, bytes through memory and bytes over links at the rates the "
             "vendor publishes, the longest of the three; real steps take longer"]
-
-
-def _mesh_text(best: Estimate) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in best.choice.mesh.items())
 
 
 def _gib(size: float) -> str:

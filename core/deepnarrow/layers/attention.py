@@ -121,8 +121,9 @@ def attention_weights(
     return _softmax(scores if bias is None else scores + bias, mask, jnp.dtype(dtype))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _softmax(scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+    """Keeps one attention map for the backward pass, the weights in `dtype`; autodiff keeps two."""
     scores = scores.astype(jnp.float32)
     if mask is None:
         return jax.nn.softmax(scores).astype(dtype)
@@ -130,13 +131,23 @@ def _softmax(scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax
     return jnp.where(mask, jax.nn.softmax(scores), 0.0).astype(dtype)
 
 
-@_softmax.defjvp
-def _softmax_jvp(dtype: jnp.dtype, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Keeps one attention map for the backward pass, the weights; plain autodiff keeps two."""
-    weights = _softmax(*primals, dtype)
-    moved = weights * tangents[0]  # float32, as the tangent
-    moved -= weights * jnp.sum(moved, axis=-1, keepdims=True)
-    return weights, moved.astype(dtype)
+def _softmax_forward(
+    scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    weights = _softmax(scores, mask, dtype)
+    return weights, weights
+
+
+def _softmax_backward(
+    dtype: jnp.dtype, weights: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    del dtype
+    weights = weights.astype(jnp.float32)
+    moved = weights * cotangent.astype(jnp.float32)
+    return moved - weights * jnp.sum(moved, axis=-1, keepdims=True), None
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def attention_mask(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Mapping
 from typing import Literal
 
-from deepnarrow.cost import CONVENTIONS, optimizer_bytes
+from deepnarrow.cost import CONVENTIONS
+from deepnarrow.mesh import MeshShape, find_rules
 from deepnarrow.modality import Costs
 from deepnarrow.planning.hlo import Collective
-from deepnarrow.planning.memory import Memory, argument_bytes, temporary_bytes
-from deepnarrow.planning.placement import Rules, place_param, place_state
-from deepnarrow.planning.state import batch_arrays, train_state
+from deepnarrow.planning.memory import Memory, temporary_bytes
+from deepnarrow.planning.state import argument_bytes, batch_arrays, state_arrays
 from deepnarrow.planning.topology import Topology
 from deepnarrow.planning.traffic import Remat, Work, expected_collectives
 from deepnarrow.protocol import OptimizerConfig
@@ -57,19 +57,18 @@ class Choice:
 
     Attributes:
       preset: name of the sharding rules.
-      mesh: sizes of the mesh's axes.
+      mesh: of the devices.
       remat: what the backward pass repeats.
       micro_batches: pieces of the batch, one after the other.
     """
 
     preset: str
-    mesh: Mapping[str, int]
+    mesh: MeshShape
     remat: Remat
     micro_batches: int
 
     def __str__(self) -> str:
-        axes = ",".join(f"{axis}={size}" for axis, size in self.mesh.items())
-        return f"{axes} remat={self.remat} micro_batches={self.micro_batches}"
+        return f"{self.mesh} remat={self.remat} micro_batches={self.micro_batches}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +122,16 @@ class Estimate:
         return self.step_time_s, total, self.choice.micro_batches
 
 
-def estimate(step: Step, topology: Topology, rules: Rules, choice: Choice) -> Estimate:
+def estimate(step: Step, topology: Topology, choice: Choice) -> Estimate:
     """Estimates one train step on `topology`, spread as `choice` says, in closed form."""
-    costs = step.costs[choice.remat]
-    ways = choice.mesh.get("data", 1) * choice.mesh.get("fsdp", 1)
-    work = Work(costs, choice.mesh, lambda array: place_param(array, rules, choice.mesh),
-                choice.remat, choice.micro_batches,
-                step.batch_size / ways / choice.micro_batches)
+    costs, mesh = step.costs[choice.remat], choice.mesh
+    rules = find_rules(choice.preset, mesh)
+    work = Work(costs, mesh, rules, choice.remat, choice.micro_batches,
+                step.batch_size / mesh.batch_ways / choice.micro_batches)
     average = bool(step.optimizer.ema_decay)
-    arrays = [*train_state(costs, step.optimizer.name, average=average),
-              *batch_arrays(step.arrays, step.batch_size)]
-    arguments = argument_bytes(
-        arrays, lambda array: place_state(array, rules, choice.mesh), choice.mesh)
+    arguments = argument_bytes(itertools.chain(
+        state_arrays(costs, step.optimizer.name, rules, mesh, average=average),
+        batch_arrays(step.arrays, step.batch_size, rules, mesh)))
     temporaries = temporary_bytes(work, step.costs["none"], average)
     memory = Memory(sum(arguments.values()), sum(temporaries.values()), NUM_SCALARS * SCALAR_BYTES,
                     {**arguments, **temporaries})
@@ -167,8 +164,7 @@ def _moved_bytes(
     once and read in both passes for each micro-batch, and activations are written and read.
     """
     gathered = work.costs.float_bytes * sum(
-        array.size / math.prod(work.mesh[axis] for axis in work.placed(array)
-                               if axis and axis != "fsdp") for array in work.costs.arrays)
+        work.share(array, "fsdp") for array in work.costs.arrays)
     activations = temporaries.get("activations", 0.0) + temporaries.get("logits", 0.0)
     return (PARAM_PASSES * arguments["params"] + 2 * arguments["optimizer"]
             + 2 * arguments.get("average", 0) + arguments["batch"]

@@ -21,6 +21,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(|=).*\{$|^(ENTRY )?%?([\w.\-]+) \{$")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9\-]*)\(")
+_WINDOWED = re.compile(r"windowed_dot_general_body_(ag|rs)")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)="
                      r"%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}")
@@ -48,6 +49,7 @@ class Instruction:
     outputs: tuple[Array, ...]
     operands: tuple[str, ...]
     attributes: str
+    is_root: bool = False
 
     def attribute(self, name: str) -> str | None:
         """The text of an attribute up to the next one, or None."""
@@ -78,18 +80,38 @@ class Module:
         return dict(runs)
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop's body runs: what the compiler says, or what its condition compares to.
+        """How often a loop's body runs: what the compiler says, or limit over step of its counter.
 
-        1 where neither tells.
+        A loop that counts from 0 compares a counter to a constant and adds a constant to it; 1
+        where it is none of these.
         """
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known.group(1))
-        condition = loop.attribute("condition") or ""
-        limits = [int(found.group(1)) for one in self.computations.get(condition.lstrip("%"), ())
-                  if one.opcode == "constant"
-                  for found in [re.match(r"(\d+)\)", one.attributes)] if found]
-        return max(limits, default=1)
+        condition = self._named(loop.attribute("condition"))
+        test = next((one for one in condition.values() if one.opcode == "compare"), None)
+        if test is None:
+            return 1
+        sides = [condition[name] for name in test.operands if name in condition]
+        limit = next((number for one in sides if (number := _number(one)) is not None), None)
+        counter = next((_index(one) for one in sides if one.opcode == "get-tuple-element"), None)
+        if limit is None or counter is None:
+            return 1
+        return max(1, -(-limit // self._step(loop, counter)))
+
+    def _step(self, loop: Instruction, counter: int) -> int:
+        body = self._named(loop.attribute("body"))
+        result = next((one for one in body.values() if one.is_root), None)
+        if result is None or counter >= len(result.operands):
+            return 1
+        after = body.get(result.operands[counter])
+        numbers = [_number(body[name]) for name in after.operands if name in body] if after else []
+        steps = [number for number in numbers if number is not None]
+        return steps[0] if after and after.opcode == "add" and len(steps) == 1 else 1
+
+    def _named(self, computation: str | None) -> dict[str, Instruction]:
+        found = self.computations.get((computation or "").lstrip("%"), ())
+        return {one.name: one for one in found}
 
     def _called(self, instruction: Instruction) -> Iterator[str]:
         for one, several in _CALLED.findall(instruction.attributes):
@@ -102,6 +124,16 @@ class Module:
         for name, times in self.runs.items():
             for instruction in self.computations[name]:
                 yield instruction, times, name
+
+
+def _number(instruction: Instruction) -> int | None:
+    """The value of an integer constant."""
+    found = re.match(r"(\d+)\)", instruction.attributes)
+    return int(found.group(1)) if found and instruction.opcode == "constant" else None
+
+
+def _index(instruction: Instruction) -> int:
+    return int(instruction.attribute("index") or 0)
 
 
 def parse_hlo(text: str) -> Module:
@@ -139,7 +171,8 @@ def _instruction(line: str) -> Instruction:
     return Instruction(name.lstrip("%"), opcode.group(1), _arrays(outputs),
                        tuple(_REFERENCE.findall(inside[:end])),
                        # A constant's value stands where others have operands.
-                       inside if opcode.group(1) == "constant" else inside[end + 1:])
+                       inside if opcode.group(1) == "constant" else inside[end + 1:],
+                       line.startswith("ROOT "))
 
 
 def _split_type(text: str) -> tuple[str, str]:
@@ -252,7 +285,9 @@ class Collective:
 def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     """Adds up a program's collectives by kind and axes of `mesh` (sizes in the order of devices).
 
-    An asynchronous collective that the compiler spreads over several instructions counts once.
+    An asynchronous collective that the compiler spreads over several instructions counts once; a
+    gather or scatter that it turns into a loop of products and permutations ("windowed") counts as
+    what it does, each permutation by itself.
     """
     found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
     seen: set[str] = set()
@@ -273,8 +308,12 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
             kind = "reduce-scatter"  # the TPU compiler's fusion of a reduction and its slice
         elif kind == "reduce-scatter":
             moved *= size
+        sent = ring_bytes(kind, moved, size)
+        windowed = _WINDOWED.search(where)
+        if windowed and kind == "collective-permute":
+            kind = "all-gather" if windowed.group(1) == "ag" else "reduce-scatter"
         entry = found[kind, group_axes(groups, mesh)]
-        for i, value in enumerate((1, moved, ring_bytes(kind, moved, size))):
+        for i, value in enumerate((1, moved, sent)):
             entry[i] += times * value
     return [Collective(kind, axes, int(count), moved, sent)
             for (kind, axes), (count, moved, sent) in sorted(found.items())]

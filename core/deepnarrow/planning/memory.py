@@ -8,12 +8,10 @@ needs, gradients, one layer's working set, gathered parameters, and what the upd
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 from deepnarrow.modality import Costs
-from deepnarrow.planning.state import StateArray, tiled_bytes
-from deepnarrow.planning.traffic import Placed, Work
+from deepnarrow.planning.traffic import Work
 
 FLOAT_BYTES = 4
 # Of one layer's values the backward pass holds their gradients, too.
@@ -46,29 +44,6 @@ class Memory:
         return self.arguments + self.temporaries + self.outputs
 
 
-def argument_bytes(
-    arrays: Iterable[StateArray], place: Callable[[StateArray], Placed], mesh: Mapping[str, int]
-) -> dict[str, int]:
-    """Returns bytes of one device by kind (`params`, `optimizer`, `average`, `batch`, ...)."""
-    found: dict[str, int] = {}
-    for array in arrays:
-        local = local_shape(array.shape, place(array), mesh)
-        found[array.kind] = found.get(array.kind, 0) + tiled_bytes(local, array.item_bytes)
-    return found
-
-
-def local_shape(
-    shape: tuple[int, ...], placed: Placed, mesh: Mapping[str, int]
-) -> tuple[int, ...]:
-    """The part of an array that one device has.
-
-    >>> local_shape((12, 768, 3072), (None, "fsdp", None), {"fsdp": 16})
-    (12, 48, 3072)
-    """
-    return tuple(size // mesh[axis] if axis else size
-                 for size, axis in zip(shape, placed, strict=True))
-
-
 def temporary_bytes(work: Work, unsaved: Costs, average: bool) -> dict[str, float]:
     """Returns the bytes that live at the worst moment, by what they are.
 
@@ -77,16 +52,14 @@ def temporary_bytes(work: Work, unsaved: Costs, average: bool) -> dict[str, floa
       unsaved: costs of the same model without remat: what one layer computes.
       average: a moving average of the parameters is kept too.
     """
-    params = FLOAT_BYTES * sum(
-        array.size / math.prod(work.mesh[axis] for axis in work.placed(array) if axis)
-        for array in work.costs.arrays)
+    params = FLOAT_BYTES * sum(work.share(array) for array in work.costs.arrays)
     accumulated = params if work.micro_batches > 1 else 0.0
     logits = FLOAT_BYTES * work.examples * sum(
         term.activation_floats for term in work.costs.flops if term.kind == "logits")
     backward = {
         "activations": _kept(work, work.costs),
         "working set": WORKING_COPIES * _largest_layer(work, unsaved),
-        "logits": LOGIT_COPIES * logits / work.mesh.get("tensor", 1),
+        "logits": LOGIT_COPIES * logits / work.mesh.tensor,
         "gathered parameters": GATHERED_LAYERS * _gathered(work),
         "gradients": params + accumulated,
     }
@@ -115,7 +88,7 @@ def _largest_layer(work: Work, unsaved: Costs) -> float:
 
 def _split(work: Work, component: str) -> int:
     """How many devices share the activations of a component."""
-    tensor = work.mesh.get("tensor", 1)
+    tensor = work.mesh.tensor
     return tensor if component.split("/")[-1] in SPLIT_COMPONENTS else 1
 
 
@@ -123,9 +96,8 @@ def _gathered(work: Work) -> float:
     """One layer's parameters in the compute dtype, whole along `fsdp`; largest stack."""
     by_stack: dict[str, float] = {}
     for array in work.costs.arrays:
-        if array.axes[:1] == ("layers",) and "fsdp" in work.placed(array):
-            whole = array.size / array.shape[0] / math.prod(
-                work.mesh[axis] for axis in work.placed(array) if axis and axis != "fsdp")
+        if array.axes[:1] == ("layers",) and "fsdp" in work.axes(array):
+            whole = work.share(array, "fsdp") / array.shape[0]
             stack = array.component.split("/")[0]
             by_stack[stack] = by_stack.get(stack, 0.0) + whole * work.costs.float_bytes
     return max(by_stack.values(), default=0.0)

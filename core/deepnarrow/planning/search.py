@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from deepnarrow.errors import InputError
 from deepnarrow.hardware import GIBI
+from deepnarrow.mesh import MeshShape
 from deepnarrow.planning.estimate import Choice, Estimate, Step, estimate
-from deepnarrow.planning.placement import PRESETS
 from deepnarrow.planning.topology import Topology, larger_slices
 from deepnarrow.planning.traffic import Remat
 
@@ -42,7 +42,7 @@ class Search:
 
 
 def search(
-    step: Step, topology: Topology, *, mesh: Mapping[str, int] | None = None,
+    step: Step, topology: Topology, *, mesh: MeshShape | None = None,
     remat: Remat | None = None, micro_batches: int | None = None,
 ) -> Search:
     """Estimates every mesh x remat x micro-batches, or those that agree with what is given.
@@ -53,17 +53,16 @@ def search(
     """
     rejected: dict[str, str] = {}
     tried: list[Estimate] = []
-    for preset, sizes in _meshes(topology.num_devices, mesh):
-        ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
-        if step.batch_size % ways:
-            rejected[_name(sizes)] = (f"a batch of {step.batch_size} does not divide into {ways} "
-                                      "parts")
+    for preset, shape in _meshes(topology.num_devices, mesh):
+        if step.batch_size % shape.batch_ways:
+            rejected[str(shape)] = (f"a batch of {step.batch_size} does not divide into "
+                                    f"{shape.batch_ways} parts")
             continue
-        if reason := _unsplit(step, preset, sizes):
-            rejected[_name(sizes)] = reason
+        if reason := _unsplit(step, shape):
+            rejected[str(shape)] = reason
             continue
-        for one in _pieces(step.batch_size // ways, micro_batches):
-            tried += [estimate(step, topology, PRESETS[preset], Choice(preset, sizes, kind, one))
+        for one in _pieces(step.batch_size // shape.batch_ways, micro_batches):
+            tried += [estimate(step, topology, Choice(preset, shape, kind, one))
                       for kind in REMATS if remat in (None, kind)]
     if not tried:
         raise InputError(f"shape {step.name!r} on {topology.name}", "no mesh can be tried",
@@ -93,7 +92,7 @@ def reasons(found: Search, best: Estimate, limit: int = 6) -> list[str]:
     """
     said: dict[str, str] = {}
     for one in sorted(found.tried, key=lambda one: one.rank):
-        name = _name(one.choice.mesh)
+        name = str(one.choice.mesh)
         if one.choice == best.choice or name in said:
             continue
         if not one.fits:
@@ -114,27 +113,16 @@ def config_lines(modality: str, choice: Choice) -> list[str]:
     return [f"modalities.{modality}.options.remat={choice.remat}"]
 
 
-def _name(sizes: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
-
-
-def _meshes(
-    devices: int, given: Mapping[str, int] | None
-) -> Iterator[tuple[str, dict[str, int]]]:
+def _meshes(devices: int, given: MeshShape | None) -> Iterator[tuple[str, MeshShape]]:
     """Rules and sizes of every mesh: `data`, `fsdp` with and without `data`, and with `tensor`."""
     if given is not None:
-        preset = ("fsdp+tensor" if given.get("tensor", 1) > 1 else
-                  "fsdp" if given.get("fsdp", 1) > 1 else "data")
-        yield preset, dict(given)
+        yield ("fsdp+tensor" if given.tensor > 1 else "fsdp" if given.fsdp > 1 else "data"), given
         return
-    yield "data", {"data": devices}
+    yield "data", MeshShape(data=devices)
     for tensor in _divisors(devices):
-        for fsdp in _divisors(devices // tensor):
-            if fsdp == 1:
-                continue
-            sizes = {"data": devices // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
+        for fsdp in _divisors(devices // tensor)[1:]:
             yield ("fsdp" if tensor == 1 else "fsdp+tensor",
-                   {axis: size for axis, size in sizes.items() if size > 1})
+                   MeshShape(devices // tensor // fsdp, fsdp, tensor))
 
 
 def _divisors(number: int) -> list[int]:
@@ -148,13 +136,13 @@ def _pieces(examples: int, given: int | None) -> list[int]:
     return [one for one in _divisors(examples) if one <= MAX_MICRO_BATCHES]
 
 
-def _unsplit(step: Step, preset: str, sizes: Mapping[str, int]) -> str | None:
+def _unsplit(step: Step, mesh: MeshShape) -> str | None:
     """Says why a mesh with `tensor` would leave most of the model whole."""
-    tensor = sizes.get("tensor", 1)
-    if tensor == 1:
+    if mesh.tensor == 1:
         return None
     for array in step.costs["none"].arrays:
         for axis, size in zip(array.axes, array.shape, strict=True):
-            if axis in ("heads", "mlp") and array.is_kernel and size % tensor:
-                return f"{axis} of {'/'.join(array.path)} is {size}, which {tensor} does not divide"
+            if axis in ("heads", "mlp") and array.is_kernel and size % mesh.tensor:
+                return (f"{axis} of {'/'.join(array.path)} is {size}, which tensor={mesh.tensor} "
+                        "does not divide")
     return None

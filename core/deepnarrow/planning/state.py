@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from deepnarrow.cost import MIN_DIM_TO_FACTOR
+from deepnarrow.mesh import MeshShape, Rules, Spec, factored_specs, place_param, shard_shape, spec_of
 from deepnarrow.modality import Axes, Costs, ParamArray
+from deepnarrow.stepspec import ArraySpec
 
 LANES, SUBLANES = 128, 8  # a tile of 32-bit numbers
 MAX_VECTOR_TILE = 1024
@@ -24,38 +25,46 @@ class StateArray:
 
     Attributes:
       kind: `params`, `optimizer`, `average`, `batch` or `counters`.
-      path: keys from the root of the params, what it holds of them last (`v_row`); for messages.
       shape: of the whole array.
-      axes: a logical axis name, or None, for each dimension.
+      local: of one device's part.
       item_bytes: of one element.
     """
 
     kind: str
-    path: tuple[str, ...]
     shape: tuple[int, ...]
-    axes: Axes
+    local: tuple[int, ...]
     item_bytes: int = 4
 
 
-def train_state(costs: Costs, optimizer: str, *, average: bool) -> Iterator[StateArray]:
-    """Yields every array of `train.TrainState`.
+def param_spec(array: ParamArray, rules: Rules, mesh: MeshShape) -> Spec:
+    """Returns what each dimension of a parameter lies on."""
+    return place_param("/".join(array.path), array.axes, array.shape, rules, mesh)[0]
+
+
+def state_arrays(
+    costs: Costs, optimizer: str, rules: Rules, mesh: MeshShape, *, average: bool
+) -> Iterator[StateArray]:
+    """Yields every array of `step.TrainState`, placed as `sharding.place_state` places it.
 
     Args:
       costs: of the model.
       optimizer: `adafactor` or `adamw`.
+      rules: of the sharding.
+      mesh: likewise.
       average: a moving average of the parameters is kept too.
     """
-    yield StateArray("counters", ("step",), (), ())
-    yield StateArray("counters", ("finite",), (), (), item_bytes=1)
     groups = dict.fromkeys(_group(array) for array in costs.arrays)
-    for group in groups:  # of the statistics and of the schedule
-        yield StateArray("counters", (group, "count"), (), ())
-        yield StateArray("counters", (group, "schedule"), (), ())
+    # The step; in each group the counts of the statistics and of the schedule.
+    yield from [StateArray("counters", (), ())] * (1 + 2 * len(groups))
+    yield StateArray("counters", (), (), item_bytes=1)  # finite
     for array in costs.arrays:
-        yield StateArray("params", array.path, array.shape, array.axes)
+        spec = param_spec(array, rules, mesh)
+        own = StateArray("params", array.shape, shard_shape(array.shape, spec, mesh))
+        yield own
         if average:
-            yield StateArray("average", array.path, array.shape, array.axes)
-        yield from (_adam if optimizer == "adamw" else _adafactor)(array)
+            yield dataclasses.replace(own, kind="average")
+        for shape, place in _statistics(array, spec, optimizer):
+            yield StateArray("optimizer", shape, shard_shape(shape, place, mesh))
 
 
 def _group(array: ParamArray) -> str:
@@ -63,54 +72,57 @@ def _group(array: ParamArray) -> str:
     return f"layers_{array.shape[0]}" if stacked else "unstacked"
 
 
-def _adam(array: ParamArray) -> Iterator[StateArray]:
-    shape, axes = joined(array.shape, array.axes)
-    for name in ("mu", "nu"):
-        yield StateArray("optimizer", (*array.path, name), shape, axes)
+def _statistics(
+    array: ParamArray, spec: Spec, optimizer: str
+) -> list[tuple[tuple[int, ...], Spec]]:
+    """Shapes and specs of what the optimiser keeps of a parameter.
 
-
-def _adafactor(array: ParamArray) -> Iterator[StateArray]:
-    """Row and column statistics of each layer's matrix, or the whole second moment.
-
-    Optax keeps an array of one element in the place of what it does not need.
+    AdamW: two moments. Adafactor: row and column statistics of each layer's matrix, or the whole
+    second moment; Optax keeps an array of one element in the place of what it does not need.
     """
-    shape, axes = joined(array.shape, array.axes)
-    stacked = 1 if axes[:1] == ("layers",) else 0
-    layers, layer_axes = shape[:stacked], axes[:stacked]
-    matrix = range(stacked, len(shape))
-    by_size = sorted(matrix, key=lambda i: shape[i])
-    factored = len(matrix) >= 2 and shape[by_size[-2]] >= MIN_DIM_TO_FACTOR
-    nothing = ((*layers, 1), (*layer_axes, None))
-    kept = {"v_row": nothing, "v_col": nothing, "v": (shape, axes)}
-    if factored:
-        kept = {"v_row": _without(shape, axes, by_size[-1]),
-                "v_col": _without(shape, axes, by_size[-2]), "v": nothing}
-    for name, (sizes, names) in kept.items():
-        yield StateArray("optimizer", (*array.path, name), sizes, names)
+    shape, place = joined(array.shape, array.axes, spec)
+    if optimizer == "adamw":
+        return [(shape, place)] * 2
+    stacked = 1 if array.axes[:1] == ("layers",) else 0
+    matrix, layers = shape[stacked:], shape[:stacked]
+    nothing = (*layers, 1), (None,) * (stacked + 1)
+    if len(matrix) < 2 or sorted(matrix)[-2] < MIN_DIM_TO_FACTOR:
+        return [nothing, nothing, (shape, place)]
+    factored = [((*layers, *sizes), (*place[:stacked], *places))
+                for sizes, places in factored_specs(matrix, place[stacked:])]
+    return [*factored, nothing]
 
 
-def joined(shape: Sequence[int], axes: Axes) -> tuple[tuple[int, ...], Axes]:
-    """Joins each `heads` axis to the `kv` axis after it, as the optimiser does."""
+def joined(shape: Sequence[int], axes: Axes, spec: Spec) -> tuple[tuple[int, ...], Spec]:
+    """Joins each `kv` axis to the `heads` axis before it, as the optimiser does."""
     sizes: list[int] = []
-    names: list[str | None] = []
-    for size, axis in zip(shape, axes, strict=True):
-        if axis == "kv" and names and names[-1] == "heads":
+    places = []
+    for i, (size, axis) in enumerate(zip(shape, axes, strict=True)):
+        if axis == "kv" and i and axes[i - 1] == "heads":
             sizes[-1] *= size
         else:
             sizes.append(size)
-            names.append(axis)
-    return tuple(sizes), tuple(names)
+            places.append(spec[i])
+    return tuple(sizes), tuple(places)
 
 
-def _without(shape: tuple[int, ...], axes: Axes, i: int) -> tuple[tuple[int, ...], Axes]:
-    return shape[:i] + shape[i + 1:], axes[:i] + axes[i + 1:]
-
-
-def batch_arrays(arrays: Mapping[str, Any], batch_size: int) -> Iterator[StateArray]:
+def batch_arrays(
+    arrays: Mapping[str, ArraySpec], batch_size: int, rules: Rules, mesh: MeshShape
+) -> Iterator[StateArray]:
     """Yields the arrays of a batch: each of one example, with the batch's axis before it."""
-    for name, spec in arrays.items():
-        yield StateArray("batch", (name,), (batch_size, *spec.shape),
-                         ("batch",) + (None,) * len(spec.shape), spec.item_bytes)
+    for spec in arrays.values():
+        shape = (batch_size, *spec.shape)
+        axes = ("batch", *[None] * len(spec.shape))
+        local = shard_shape(shape, spec_of(axes, shape, rules, mesh), mesh)
+        yield StateArray("batch", shape, local, spec.item_bytes)
+
+
+def argument_bytes(arrays: Iterator[StateArray]) -> dict[str, int]:
+    """Returns bytes of one device by kind (`params`, `optimizer`, `average`, `batch`, ...)."""
+    found: dict[str, int] = {}
+    for array in arrays:
+        found[array.kind] = found.get(array.kind, 0) + tiled_bytes(array.local, array.item_bytes)
+    return found
 
 
 # --- layout ---------------------------------------------------------------------------------------

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
 from typing import Literal
 
+from deepnarrow.mesh import MeshShape, Rules
 from deepnarrow.modality import Costs, ParamArray
 from deepnarrow.planning.hlo import Collective, ring_bytes
+from deepnarrow.planning.state import param_spec
 
 Remat = Literal["none", "dots", "full"]
-Placed = tuple[str | None, ...]  # a mesh axis, or none, for each dimension
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +35,29 @@ class Work:
 
     Attributes:
       costs: of the model.
-      mesh: sizes of the mesh's axes.
-      placed: `placed(array)`: the mesh axis of each of a parameter's dimensions.
+      mesh: the devices'.
+      rules: what is split along its axes.
       remat: what the backward pass repeats.
       micro_batches: pieces of the batch, one after the other.
       examples: of one micro-batch on one device.
     """
 
     costs: Costs
-    mesh: Mapping[str, int]
-    placed: Callable[[ParamArray], Placed]
+    mesh: MeshShape
+    rules: Rules
     remat: Remat
     micro_batches: int
     examples: float
+
+    def axes(self, array: ParamArray) -> set[str]:
+        """The mesh axes that split a parameter."""
+        return {name for target in param_spec(array, self.rules, self.mesh) if target is not None
+                for name in ((target,) if isinstance(target, str) else target)}
+
+    def share(self, array: ParamArray, *whole: str) -> float:
+        """The elements of a parameter that one device has once it is whole along `whole`."""
+        split = math.prod(self.mesh.sizes[axis] for axis in self.axes(array) - set(whole))
+        return array.size / split
 
 
 def expected_collectives(work: Work) -> list[Collective]:
@@ -56,15 +66,8 @@ def expected_collectives(work: Work) -> list[Collective]:
     return [one for one in found if one is not None and one.result_bytes]
 
 
-def _share(work: Work, array: ParamArray, *axes: str) -> float:
-    """The elements of a parameter that one device has when it is whole along `axes`."""
-    split = math.prod(work.mesh.get(axis, 1) for axis in work.placed(array)
-                      if axis is not None and axis not in axes)
-    return array.size / split
-
-
 def _along(work: Work, axis: str) -> list[ParamArray]:
-    return [array for array in work.costs.arrays if axis in work.placed(array)]
+    return [array for array in work.costs.arrays if axis in work.axes(array)]
 
 
 def _gather(work: Work) -> Collective | None:
@@ -76,40 +79,40 @@ def _scatter(work: Work) -> Collective | None:
 
 
 def _fsdp(work: Work, kind: str, times: int) -> Collective | None:
-    arrays, size = _along(work, "fsdp"), work.mesh.get("fsdp", 1)
+    arrays, size = _along(work, "fsdp"), work.mesh.fsdp
     if size == 1 or not arrays:
         return None
     count = times * work.micro_batches
     payload = count * work.costs.float_bytes * sum(
-        _share(work, array, "fsdp") for array in arrays)
+        work.share(array, "fsdp") for array in arrays)
     return Collective(kind, "fsdp", count * sum(map(_layers, arrays)), payload,
                       ring_bytes(kind, payload, size))
 
 
 def _reduce(work: Work) -> Collective | None:
     """Gradients of parameters of which several devices hold the same part."""
-    size = work.mesh.get("data", 1)
-    others = work.mesh.get("fsdp", 1)
+    size = work.mesh.data
+    others = work.mesh.fsdp
     payload = sent = count = 0.0
     for array in work.costs.arrays:
-        replicas = size if "fsdp" in work.placed(array) else size * others
+        replicas = size if "fsdp" in work.axes(array) else size * others
         if replicas > 1:
-            moved = 4 * _share(work, array)
+            moved = 4 * work.share(array)
             payload, sent = payload + moved, sent + ring_bytes("all-reduce", moved, replicas)
             count += 1
-    axes = "+".join(axis for axis in ("data", "fsdp") if work.mesh.get(axis, 1) > 1)
+    axes = "+".join(axis for axis in ("data", "fsdp") if work.mesh.sizes[axis] > 1)
     return Collective("all-reduce", axes, int(count), payload, sent) if count else None
 
 
 def _tensor(work: Work) -> Collective | None:
-    size = work.mesh.get("tensor", 1)
+    size = work.mesh.tensor
     passes = work.micro_batches * (3 if work.remat == "full" else 2)
     payload, count = 0.0, 0
     if size == 1:
         return None
     for array in work.costs.arrays:
         # Only products that sum over a split axis: their result, [positions, d_model], is a sum.
-        if array.axes[-1:] == ("embed",) and array.is_kernel and "tensor" in work.placed(array):
+        if array.axes[-1:] == ("embed",) and array.is_kernel and "tensor" in work.axes(array):
             positions = work.costs.lengths.get(array.component.split("/")[0], 1)
             layers = _layers(array)
             payload += passes * layers * positions * array.shape[-1] * work.costs.float_bytes
