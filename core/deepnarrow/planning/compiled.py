@@ -38,16 +38,16 @@ def first_that_fits(cell: Cell, found: Search) -> Estimate:
 
     Returns the first that fits, or the last one tried.
     """
-    by_need = sorted(found.tried, key=lambda one: one.memory.total)
-    fitting = [one for one in found.tried if one.fits] or by_need[:1]
+    fitting = [one for one in found.tried if one.fits] or [found.smallest]
+    refused = float("inf")  # the least estimate that the compiler refused
     tried: list[Estimate] = []
     for one in fitting:
-        # A choice that was expected to need more than one that failed would fail as well.
-        if any(one.memory.total >= failed.memory.total for failed, _ in zip(fitting, tried, strict=False)):
+        if one.memory.total >= refused:
             continue
         tried.append(compile_step(cell, found.topology, one))
         if tried[-1].fits or len(tried) == MAX_TRIES:
             break
+        refused = one.memory.total
     return tried[-1]
 
 

@@ -53,8 +53,8 @@ class Instruction:
 
     def attribute(self, name: str) -> str | None:
         """The text of an attribute up to the next one, or None."""
-        found = re.search(rf"\b{name}=(\{{\{{.*?\}}\}}|\{{.*?\}}|\[[\d,]*\]<=\S*?(?=,?(?:\s|$))|[^\s,]+)",
-                          self.attributes)
+        iota = r"\[[\d,]*\]<=\S*?(?=,?(?:\s|$))"
+        found = re.search(rf"\b{name}=(\{{\{{.*?\}}\}}|\{{.*?\}}|{iota}|[^\s,]+)", self.attributes)
         return found.group(1) if found else None
 
 
@@ -312,7 +312,8 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
         windowed = _WINDOWED.search(where)
         if windowed and kind == "collective-permute":
             kind = "all-gather" if windowed.group(1) == "ag" else "reduce-scatter"
-        entry = found[kind, group_axes(groups, mesh)]
+        axes = group_axes(groups, mesh, pairs=instruction.opcode.startswith("collective-permute"))
+        entry = found[kind, axes]
         for i, value in enumerate((1, moved, sent)):
             entry[i] += times * value
     return [Collective(kind, axes, int(count), moved, sent)
@@ -366,8 +367,9 @@ def _iota_groups(text: str) -> list[tuple[int, ...]]:
 
 def _mesh_groups(attributes: str) -> list[tuple[int, ...]]:
     """`mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}`: devices that differ along `b` only."""
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\]"
-                      r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", attributes)
+    found = re.search(
+        r"replica_groups=mesh\[([^\]]*)\]"
+        r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", attributes)
     if found is None:
         raise ValueError(f"replica_groups in a notation that is not known: {attributes[:160]}")
     names, dims = zip(*[(name, int(size)) for name, size in
@@ -394,8 +396,10 @@ def _transposed(dims: Sequence[int], order: Sequence[int]) -> list[int]:
     return numbers
 
 
-def group_axes(groups: Sequence[Sequence[int]], mesh: Mapping[str, int]) -> str:
-    """Names the axes of `mesh` along which the devices of a group differ.
+def group_axes(
+    groups: Sequence[Sequence[int]], mesh: Mapping[str, int], *, pairs: bool = False
+) -> str:
+    """Names the axes of `mesh` along which the devices of a group, or of `pairs`, differ.
 
     >>> group_axes([(0, 1), (2, 3)], {"fsdp": 2, "tensor": 2})
     'tensor'
@@ -407,6 +411,5 @@ def group_axes(groups: Sequence[Sequence[int]], mesh: Mapping[str, int]) -> str:
         places = [{device // stride % size for device in group} for group in groups]
         widest = max(map(len, places))
         if widest > 1:
-            whole = widest == size or all(len(group) == 2 for group in groups)  # or a permutation
-            names.append(name if whole else f"part of {name}")
+            names.append(name if pairs or widest == size else f"part of {name}")
     return "+".join(names) or "none"

@@ -109,8 +109,10 @@ def reasons(found: Search, best: Estimate, limit: int = 6) -> list[str]:
 
 
 def config_lines(modality: str, choice: Choice) -> list[str]:
-    """Returns the settings that make a study run as planned."""
-    return [f"modalities.{modality}.options.remat={choice.remat}"]
+    """Returns the settings that make a study run as planned, as `--set` takes them."""
+    return [f"sharding.mesh={choice.mesh}", f"sharding.rules={choice.preset}",
+            f"sharding.micro_batches={choice.micro_batches}",
+            f"modalities.{modality}.options.remat={choice.remat}"]
 
 
 def _meshes(devices: int, given: MeshShape | None) -> Iterator[tuple[str, MeshShape]]:

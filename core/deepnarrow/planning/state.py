@@ -11,7 +11,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from deepnarrow.cost import MIN_DIM_TO_FACTOR
-from deepnarrow.mesh import MeshShape, Rules, Spec, factored_specs, place_param, shard_shape, spec_of
+from deepnarrow.mesh import (
+    MeshShape,
+    Rules,
+    Spec,
+    factored_specs,
+    place_param,
+    shard_shape,
+    spec_of,
+)
 from deepnarrow.modality import Axes, Costs, ParamArray
 from deepnarrow.stepspec import ArraySpec
 
