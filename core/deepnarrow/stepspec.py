@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
-from deepnarrow.protocol import OptimizerConfig
-
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+    from deepnarrow.protocol import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_a_core_of_v3_has_half_of_the_chip():
 
 @pytest.mark.parametrize(("text", "message"), [
     ("v7:4x4", "unknown generation of TPU (got v7:4x4; expected GENERATION:SIDES with one of v3,"),
-    ("v5:4x4", "Hint: did you mean v5e?"),
+    ("v5:4x4", "Hint: did you mean v5p?"),
     ("v5e", "is no slice (got v5e; expected v5e: and A x B chips). Hint: v5e:2x2"),
     ("v5e:4*4", "is no slice"),
     ("v5e:4x4x4", "v5e has no such slice (got v5e:4x4x4; expected 1x1, 2x2, 2x4,"),
