@@ -14,14 +14,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepnarrow.bootstrap import LEVEL, SEED, Interval, Uncertain, contrasts, draw_means, uncertain
-from deepnarrow.compare import kendall_tau
+from deepnarrow.bootstrap import SEED, Interval, Uncertain, contrasts, draw_means, uncertain
+from deepnarrow.compare import affordable, kendall_tau, kendall_variance, rank_interval
 from deepnarrow.dominance import Direction
 from deepnarrow.operators import split_name
 from deepnarrow.table import SeedValues, Table, seed_values, shapes_of
 
 DRAWS = 1000
 MIN_SHAPES = 3
+MAX_PAIRED = 400  # shapes whose pairs are looked at
 MAX_PAIRS = 200  # inversions listed; all are counted
 
 
@@ -43,9 +44,10 @@ class Agreement:
       upstream, downstream: columns; each with its direction, better being positive in all numbers.
       transform: what is ranked, in words.
       shapes: how many have both.
-      kendall, spearman: rank correlations; intervals by resampling shapes and the noise of seeds.
+      kendall, spearman: rank correlations, with intervals (`compare.rank_interval`).
       inversions: pairs that turn around, the surest first, at most `MAX_PAIRS`.
-      inverted, decided: how many pairs turn around, of those that both sides decide.
+      inverted, decided: how many pairs turn around, of those that both sides decide; None with one
+        seed or more than `MAX_PAIRED` shapes.
       by_operator: inversions that the operator's shapes take part in.
     """
 
@@ -56,8 +58,8 @@ class Agreement:
     kendall: Interval
     spearman: Interval
     inversions: tuple[Inversion, ...]
-    inverted: int
-    decided: int
+    inverted: int | None
+    decided: int | None
     by_operator: tuple[tuple[str, int], ...]
 
 
@@ -84,6 +86,21 @@ def agreements(
     return found
 
 
+def upstream_agreements(
+    table: Table, qualities: Sequence[tuple[str, Direction]]
+) -> list[Agreement]:
+    """Sets the first quality that is upstream (else the first of all) beside the others.
+
+    Args:
+      table: the rows of one domain.
+      qualities: columns with directions.
+    """
+    if len(qualities) < 2:
+        return []
+    first = next((one for one in qualities if one[0].startswith("upstream/")), qualities[0])
+    return agreements(table, first, [one for one in qualities if one[0] != first[0]])
+
+
 def _pick(values: SeedValues, places: np.ndarray) -> SeedValues:
     examples = None if values.examples is None else values.examples[places]
     return SeedValues(tuple(values.names[i] for i in places), values.mean[places],
@@ -97,14 +114,14 @@ def _agreement(
     signs = [1.0 if way == "max" else -1.0 for _, way in (upstream, downstream)]
     means = [sign * values.mean for sign, values in zip(signs, (first, second), strict=True)]
     noises = [uncertain(first), uncertain(second)]
-    rng = np.random.default_rng(seed)
-    places = rng.integers(0, len(means[0]), (DRAWS, len(means[0])))
+    size = len(means[0])
+    draws = affordable(DRAWS, size)
     drawn = []
     for k, noise in enumerate(noises):
-        one = np.repeat(means[k][None], DRAWS, 0) if noise is None else \
-            signs[k] * draw_means(noise, DRAWS, seed + k)
-        drawn.append(np.take_along_axis(one, places, axis=1))
-    method = "percentile over shapes" + (" and seeds" if all(noises) else "")
+        one = np.repeat(means[k][None], draws, 0) if noise is None else \
+            signs[k] * draw_means(noise, draws, seed + k)
+        drawn.append(one)
+    method = "score over shapes" + (", widened by the noise of seeds" if all(noises) else "")
     inversions, decided = _inversions(first.names, noises, signs)
     involved = Counter(operator for one in inversions for operator in {
         "-".join(split_name(name)[1]) for name in (one.upstream_better, one.downstream_better)}
@@ -112,21 +129,24 @@ def _agreement(
     return Agreement(
         upstream, downstream,
         f"ranks of {_signed(*upstream)} against ranks of {_signed(*downstream)}", len(means[0]),
-        _interval(kendall_tau(*means), kendall_tau(*drawn), method),
-        _interval(spearman(*means), spearman(*drawn), method), tuple(inversions[:MAX_PAIRS]),
-        len(inversions), decided, tuple(sorted(involved.items(), key=lambda pair: -pair[1])))
+        _interval(kendall_tau(*means), kendall_variance(size), kendall_tau(*drawn), method),
+        _interval(spearman(*means), 1 / (size - 1), spearman(*drawn), method),
+        tuple(inversions[:MAX_PAIRS]),
+        None if decided is None else len(inversions), decided,
+        tuple(sorted(involved.items(), key=lambda pair: -pair[1])))
 
 
 def _signed(name: str, way: Direction) -> str:
     return name if way == "max" else f"-{name}"
 
 
-def _interval(estimate: np.ndarray, drawn: np.ndarray, method: str) -> Interval:
+def _interval(
+    estimate: np.ndarray, variance: float, drawn: np.ndarray, method: str
+) -> Interval:
     if not np.isfinite(estimate):
         return Interval(None, None, None, "one side is constant")
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    value = float(estimate)
-    return Interval(value, float(min(low, value)), float(max(high, value)), method)
+    low, high = rank_interval(float(estimate), variance, drawn)
+    return Interval(float(estimate), low, high, method)
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -142,19 +162,30 @@ def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    less = (values[..., None, :] < values[..., :, None]).sum(-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
-    return less + (equal - 1) / 2
+    """[..., n] -> ranks from 0, mean ones for ties."""
+    order = np.argsort(values, axis=-1, kind="stable")
+    inner = np.take_along_axis(values, order, -1)
+    size = values.shape[-1]
+    new = np.ones(values.shape, dtype=bool)
+    new[..., 1:] = inner[..., 1:] != inner[..., :-1]
+    places = np.broadcast_to(np.arange(size), values.shape)
+    first = np.maximum.accumulate(np.where(new, places, 0), axis=-1)
+    ends = np.ones(values.shape, dtype=bool)
+    ends[..., :-1] = new[..., 1:]
+    last = np.minimum.accumulate(np.where(ends, places, size)[..., ::-1], axis=-1)[..., ::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2, -1)
+    return ranks
 
 
 def _inversions(
     names: Sequence[str], noises: Sequence[Uncertain | None], signs: Sequence[float]
-) -> tuple[list[Inversion], int]:
+) -> tuple[list[Inversion], int | None]:
     """The pairs that turn around, and the number of pairs that both sides decide."""
     size = len(names)
     up, down = noises
-    if up is None or down is None or size > 400:
-        return [], 0
+    if up is None or down is None or size > MAX_PAIRED:
+        return [], None
     i, j = np.triu_indices(size, 1)
     weights = np.zeros((len(i), size))
     weights[np.arange(len(i)), i], weights[np.arange(len(i)), j] = 1, -1

@@ -10,6 +10,7 @@ every shape, so that what is hard for all cancels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 
@@ -60,6 +61,13 @@ class Uncertain:
     def method(self) -> str:
         return POOLED_T if self.examples is None else POOLED_T_EXAMPLES
 
+    @functools.cached_property
+    def standard(self) -> Float[np.ndarray, "draws shapes"]:
+        """The draws that most analyses share, `DRAWS` from `SEED`; read only."""
+        drawn = _draw(self, DRAWS, SEED)
+        drawn.flags.writeable = False
+        return drawn
+
 
 def uncertain(values: SeedValues) -> Uncertain | None:
     """Returns the noise of `values`, or None where no shape has two training seeds.
@@ -97,6 +105,10 @@ def draw_means(
     noise: Uncertain, draws: int = DRAWS, seed: int = SEED
 ) -> Float[np.ndarray, "draws shapes"]:
     """Draws what the true means may be: mean + t noise over seeds + resampled examples."""
+    return noise.standard if (draws, seed) == (DRAWS, SEED) else _draw(noise, draws, seed)
+
+
+def _draw(noise: Uncertain, draws: int, seed: int) -> Float[np.ndarray, "draws shapes"]:
     rng = np.random.default_rng(seed)
     scale = np.sqrt(noise.df / rng.chisquare(noise.df, (draws, len(noise.df))))[:, noise.group]
     normal = rng.standard_normal((draws, len(noise.mean)))

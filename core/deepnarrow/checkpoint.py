@@ -1,9 +1,15 @@
-"""Checkpoints of one run, by Orbax: saved in the background, compared strictly, restored whole."""
+"""Checkpoints of one run, by Orbax: saved in the background, compared strictly, restored whole.
+
+Beside Orbax's files each step has our manifest, written last: sizes and hashes of all files, and
+every array's path, shape and dtype. A step without one, or that differs from it, is moved to
+`quarantine` beside the directory, and the step before it is used.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +19,9 @@ import jax
 import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from deepnarrow.environment import versions
 from deepnarrow.errors import InputError
+from deepnarrow.manifest import Damaged, has_manifest, quarantine, verify, write_manifest
 
 _MAX_NAMED = 5  # differing arrays that an error names
 
@@ -23,7 +31,8 @@ class Checkpointer:
 
     A checkpoint is a pytree of arrays (`state`) and a small JSON document (`extra`), committed
     together. Saving returns once the arrays are copied and writes in the background; `wait` or the
-    next `save` ends it. What a killed process left half-written is ignored and cleared away.
+    next `save` ends it. What a killed process left half-written is ignored and cleared away; what
+    it had committed but not yet described by a manifest is put into quarantine.
 
     Args:
       directory: made if it does not exist.
@@ -44,6 +53,11 @@ class Checkpointer:
         except OSError as error:
             raise InputError(f"checkpoint directory {self.directory}", "cannot be made",
                              got=error.strerror, expected="a writable directory") from error
+        # Before the manager opens: it would count a step that was never known to be whole.
+        for step in _steps(self.directory):
+            if not has_manifest(self.directory / str(step)):
+                self._set_aside(step, "it has no manifest: its writer was killed")
+        _together("checkpoints opened")
         self._manager = ocp.CheckpointManager(
             self.directory,
             # Orbax would prune before the new step is known to be whole; `_after_commit` does it.
@@ -73,23 +87,42 @@ class Checkpointer:
         """Returns the newest saved step, or None."""
         return self._manager.latest_step()
 
+    def newest_whole(self) -> int | None:
+        """Returns the newest step that is as it was written, or None; sets newer ones aside."""
+        while (step := self.latest_step()) is not None:
+            damage = None
+            try:
+                verify(self.directory / str(step))
+            except Damaged as error:
+                damage = str(error)
+            _together("checkpoint verified")  # before anybody moves it
+            if damage is None:
+                return step
+            self._set_aside(step, damage)
+            _together("checkpoint set aside")
+            self._manager.reload()
+        return None
+
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Returns (state, extra) of `step`, the newest unless told.
+        """Returns (state, extra) of `step`, or of the newest that is as it was written.
 
         Args:
           like: arrays or abstract arrays (`jax.eval_shape`) with the structure, shapes and dtypes
             the state must have. Arrays are put where `like`'s are, on the first device where it
             does not say.
+          step: this one and no other.
 
         Raises:
-          InputError: there is no such step, or an array differs from `like` in path, shape or
-            dtype; the message names the first.
+          InputError: there is no such step, it is damaged, or an array differs from `like` in path,
+            shape or dtype; the message names the first.
         """
         self.wait()
-        found = self.latest_step() if step is None else step
+        found = self.newest_whole() if step is None else step
         if found is None or found not in self._manager.all_steps():
             raise InputError(f"checkpoint directory {self.directory}", "no such checkpoint",
                              got=found, expected=f"one of {self._manager.all_steps()}")
+        if step is not None:
+            _check_whole(self.directory, step)
         metadata = self._manager.item_metadata(found)
         check_like(f"checkpoint {self.directory / str(found)}", metadata["state"].tree, like)
         restored = self._manager.restore(found, args=ocp.args.Composite(
@@ -99,13 +132,14 @@ class Checkpointer:
         return restored["state"], restored["extra"]
 
     def wait(self) -> None:
-        """Returns when the save under way is committed."""
+        """Returns when the save under way is committed and described."""
         self._manager.wait_until_finished()
         self._after_commit()
 
     def close(self) -> None:
-        """Ends the save under way and the manager's threads."""
+        """Ends the save under way and the manager's threads; the newest step is read once more."""
         self.wait()
+        self.newest_whole()
         self._manager.close()
 
     def __enter__(self) -> Checkpointer:
@@ -118,9 +152,43 @@ class Checkpointer:
         self.close()
 
     def _after_commit(self) -> None:
-        """Everything on disk is whole here: drops the steps that newer ones replace."""
+        """Describes what has been committed, then drops the steps that newer ones replace."""
+        for step in self._manager.all_steps() if jax.process_index() == 0 else ():
+            folder = self.directory / str(step)
+            if not has_manifest(folder):
+                tree = self._manager.item_metadata(step)["state"].tree
+                write_manifest(folder, {"step": step, "arrays": _describe(tree),
+                                        "versions": versions()})
+        _together("checkpoints described")
         for step in sorted(self._manager.all_steps())[: -self.keep]:
             self._manager.delete(step)
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        if jax.process_index() != 0:
+            return
+        place = quarantine(self.directory / str(step), self.directory.parent / "quarantine")
+        warnings.warn(f"checkpoint {self.directory / str(step)} is damaged: {reason}; it is now in "
+                      f"{place}, and the one before it is used", stacklevel=3)
+
+
+def _together(what: str) -> None:
+    """Waits for all processes of a run: the first one alone changes what lies in the directory."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(what)
+
+
+def _steps(directory: Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def _check_whole(directory: Path, step: int) -> None:
+    try:
+        verify(directory / str(step))
+    except Damaged as error:
+        raise InputError(f"checkpoint {directory / str(step)}", f"is damaged: {error}",
+                         hint="use another step, or run again what made it") from error
 
 
 def restore_params(directory: str | os.PathLike[str], step: int, like: Any) -> Any:
@@ -146,6 +214,7 @@ def restore_params(directory: str | os.PathLike[str], step: int, like: Any) -> A
         if step not in manager.all_steps():
             raise InputError(f"checkpoint directory {path}", "no such checkpoint", got=step,
                              expected=f"one of {manager.all_steps()}")
+        _check_whole(path, step)
         saved = manager.item_metadata(step)["state"].tree
         name = "ema" if saved.get("ema") else "params"
         check_like(f"checkpoint {path / str(step)}", saved.get(name, {}), like)

@@ -23,9 +23,17 @@ from deepnarrow.bootstrap import (
     corrected_percentiles,
     draw_means,
 )
-from deepnarrow.operators import DEPTH_SYMBOLS, Family, curve_weights, split_name
+from deepnarrow.errors import InputError
+from deepnarrow.operators import DEPTH_SYMBOLS, Family, curve_weights, family_of, split_name
+from deepnarrow.pareto import Front
+from deepnarrow.regions import Regions, regions
+from deepnarrow.table import Table, select
 
 MARGIN = 0.01
+MAX_SHAPES = 500  # of one plane; claims of more take minutes, and nobody reads them
+MAX_BASELINES = 60  # spread over the costs where every shape is one
+MANY_SHAPES = 100  # above, fewer draws: their quantiles cost more and matter less
+_CELLS = 4_000_000  # of weights held at a time
 MAX_SEEDS = 1000
 # Shapes whose costs differ by less say nothing about what cost buys.
 MIN_DOUBLING = 0.07
@@ -54,20 +62,33 @@ class Match:
 
 def matches(family: Family, margin: float = MARGIN) -> list[Match]:
     """Compares every baseline (reference shapes) with every cheaper shape, by rising cost ratio."""
-    pairs = [(i, b) for b in np.flatnonzero(family.reference).tolist()
-             for i in range(len(family.names))
+    pairs = [(i, b) for b in baselines_of(family) for i in range(len(family.names))
              if family.cost[i] < family.cost[b]]
-    weights = np.zeros((len(pairs), len(family.names)))
-    for k, (i, b) in enumerate(pairs):
-        weights[k, i], weights[k, b] = family.sign, -family.sign
-    if family.noise is None or not pairs:
-        found = [Interval(float(v), None, None, "one seed") for v in weights @ family.scores.mean]
-    else:
-        found = contrasts(family.noise, weights)
+    step = max(1, _CELLS // max(1, len(family.names)))
+    found = [one for start in range(0, len(pairs), step)
+             for one in _differences(family, pairs[start : start + step])]
     made = [Match(family.names[i], family.names[b], float(family.cost[i] / family.cost[b]), one,
                   _verdict(one, margin), _seeds_needed(family, i, b, one, margin))
             for (i, b), one in zip(pairs, found, strict=True)]
     return sorted(made, key=lambda match: (match.baseline, match.cost_ratio, match.shape))
+
+
+def baselines_of(family: Family) -> list[int]:
+    """The reference family's shapes; of more than `MAX_BASELINES`, evenly many over the costs."""
+    found = np.flatnonzero(family.reference)
+    found = found[np.argsort(family.cost[found], kind="stable")]
+    if len(found) > MAX_BASELINES:
+        found = found[np.unique(np.linspace(0, len(found) - 1, MAX_BASELINES).round().astype(int))]
+    return sorted(found.tolist())
+
+
+def _differences(family: Family, pairs: Sequence[tuple[int, int]]) -> list[Interval]:
+    weights = np.zeros((len(pairs), len(family.names)))
+    for k, (i, b) in enumerate(pairs):
+        weights[k, i], weights[k, b] = family.sign, -family.sign
+    if family.noise is None:
+        return [Interval(float(v), None, None, "one seed") for v in weights @ family.scores.mean]
+    return contrasts(family.noise, weights)
 
 
 def _verdict(difference: Interval, margin: float) -> Literal["matches", "worse", "undecided"]:
@@ -116,8 +137,8 @@ def savings(family: Family, baselines: Sequence[str] | None = None, draws: int =
     Between its points the front is a straight line over log cost. The baseline itself is left out
     of the front; the reference family's shapes are the baselines where none are named.
     """
-    chosen = [i for i, name in enumerate(family.names)
-              if (name in baselines if baselines is not None else family.reference[i])]
+    chosen = baselines_of(family) if baselines is None else [
+        i for i, name in enumerate(family.names) if name in baselines]
     drawn = None if family.noise is None else family.sign * draw_means(family.noise, draws, seed)
     observed = family.sign * family.scores.mean[None]
     found = []
@@ -321,3 +342,37 @@ def _depth_rows(family: Family, base: str) -> list[tuple[float, np.ndarray]]:
                 row[i] += 1
                 rows.append((float(family.depth[i]), family.sign * row))
     return sorted(rows, key=lambda pair: pair[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """All claims of one front's plane, and what carries over between sizes."""
+
+    modality: str
+    cost: str
+    quality: str
+    matches: list[Match]
+    savings: list[Saving]
+    gains: list[Gain]
+    depth_limits: list[DepthLimit]
+    regions: Regions
+
+
+def claims_of(table: Table, front: Front, margin: float = MARGIN) -> Claims | None:
+    """Returns the claims of one plane of `table`; None for one machine's share of step times, and
+    where nothing has a finite cost and quality.
+
+    Raises:
+      InputError: a cost is not positive, or there are more than `MAX_SHAPES` shapes.
+    """
+    if front.machine or not front.points:
+        return None
+    if len(front.points) > MAX_SHAPES:
+        raise InputError("claims", "are made of fewer shapes", got=len(front.points),
+                         expected=f"<= {MAX_SHAPES} in one domain")
+    rows = select(table, table.domain == front.modality)
+    family = family_of(rows, front.modality, front.cost, front.quality, front.direction)
+    draws = min(DRAWS, DRAWS * MANY_SHAPES // len(family.names))
+    return Claims(front.modality, front.cost, front.quality, matches(family, margin),
+                  savings(family, draws=draws), gains(family, draws), depth_limits(family, draws),
+                  regions(family, draws))

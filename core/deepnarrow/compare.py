@@ -1,14 +1,15 @@
 """Does what holds in one domain hold in another? Operators at equal cost, and DeepNarrow's verdict.
 
-Kendall's tau-b says whether domains rank the operators alike. Its interval is a percentile
-bootstrap over operators and over the noise of training seeds together; its p is from permuting the
+Kendall's tau-b says whether domains rank the operators alike. Its interval is a score interval over
+operators, widened by the noise of training seeds (`rank_interval`); its p is from permuting the
 operators of every domain but one (exact up to 7 operators in two domains).
 
 DeepNarrow's claim, set beforehand by a margin and a saving s: some deep-narrow shape is at most the
 margin below the reference curve *at 1 / (1 - s) times its own cost*. Intervals of all these
-differences are simultaneous 90% ones, over the shapes of a domain (max-t) and over the domains
-(Bonferroni). `holds`: a lower bound is above -margin. `fails`: every upper bound is below it. Else
-`undecided`.
+differences are simultaneous, over the shapes of a domain (max-t) and over the domains (Bonferroni).
+`holds`: a lower bound is above -margin. `fails`: every upper bound is below it. Else `undecided`.
+They are 95% intervals, so that all verdicts of a comparison, `holds` and `fails` alike, are right
+with that probability: with 90% ones each direction alone could go wrong in 5% of comparisons.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -31,9 +33,12 @@ Verdict = Literal["holds", "fails", "undecided"]
 MARGIN = 0.01
 SAVING = 0.2
 MIN_SHARED = 5  # operators, for a verdict
+VERDICT_LEVEL = 0.95  # that no verdict of a comparison is wrong, in either direction
 DRAWS = 2000
 PERMUTATIONS = 10_000
 JOINT = "joint"
+_CELLS = 4_000_000  # of signs of differences held at a time
+_WORK = 300_000_000  # signs of differences that one interval may cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Tau:
     """Kendall's tau-b of the operators' effects, mean over pairs of domains.
 
     Attributes:
-      estimate, low, high: None with fewer than two shared operators.
+      estimate: None with fewer than two shared operators.
+      low, high: None with fewer than `MIN_SHARED`, which say nothing.
       p: two-sided, of no association.
       operators: shared by all domains.
       method: of the interval and of p.
@@ -191,10 +197,26 @@ def kendall_tau(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     >>> float(kendall_tau(np.array([1, 2, 3]), np.array([1, 3, 2]))).__round__(6)
     0.333333
     """
+    size, leading = one.shape[-1], np.broadcast_shapes(one.shape, other.shape)[:-1]
+    if leading and math.prod(leading) > 1 and math.prod(leading) * size * size > _CELLS:
+        pair = [np.broadcast_to(x, (*leading, size)).reshape(-1, size) for x in (one, other)]
+        step = max(1, _CELLS // size ** 2)
+        parts = [kendall_tau(*(x[start : start + step] for x in pair))
+                 for start in range(0, len(pair[0]), step)]
+        return np.concatenate(parts).reshape(leading)
     a = np.sign(one[..., :, None] - one[..., None, :])  # [..., n] -> [..., n, n]
     b = np.sign(other[..., :, None] - other[..., None, :])
     with np.errstate(invalid="ignore"):
         return (a * b).sum((-2, -1)) / np.sqrt((a * a).sum((-2, -1)) * (b * b).sum((-2, -1)))
+
+
+def affordable(draws: int, size: int) -> int:
+    """As many draws of a tau of `size` values as take seconds; at least 50.
+
+    >>> affordable(2000, 20), affordable(2000, 1000)
+    (2000, 300)
+    """
+    return max(50, min(draws, _WORK // max(1, size * size)))
 
 
 def _tau(families: Mapping[str, Family], found: Mapping[str, Contrasts], seed: int) -> Tau:
@@ -205,17 +227,39 @@ def _tau(families: Mapping[str, Family], found: Mapping[str, Contrasts], seed: i
     estimate = _mean_tau(effects) if len(shared) > 1 else np.array(math.nan)
     if not np.isfinite(estimate):
         return Tau(None, None, None, None, tuple(shared), "too few shared operators or all equal")
-    drawn = [draw_means(family.noise, DRAWS, seed + i) @ rows[name].T if family.noise is not None
-             else np.repeat((rows[name] @ family.scores.mean)[None], DRAWS, 0)
+    p, how = _permutation_p(effects, float(estimate), np.random.default_rng(seed))
+    if len(shared) < MIN_SHARED:
+        return Tau(float(estimate), None, None, p, tuple(shared), "no interval: fewer than "
+                   f"{MIN_SHARED} operators; p: {how}")
+    draws = affordable(DRAWS, len(shared))
+    drawn = [draw_means(family.noise, draws, seed + i) @ rows[name].T if family.noise is not None
+             else np.repeat((rows[name] @ family.scores.mean)[None], draws, 0)
              for i, (name, family) in enumerate(families.items())]  # each [draws, shared]
-    rng = np.random.default_rng(seed)
-    places = rng.integers(0, len(shared), (DRAWS, len(shared)))
-    taus = _mean_tau([np.take_along_axis(one, places, axis=1) for one in drawn])
-    low, high = np.nanquantile(taus, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    p, how = _permutation_p(effects, float(estimate), rng)
+    low, high = rank_interval(float(estimate), kendall_variance(len(shared)), _mean_tau(drawn))
     noisy = all(family.noise is not None for family in families.values())
-    return Tau(float(estimate), float(min(low, estimate)), float(max(high, estimate)), p,
-               tuple(shared), f"percentile over operators{' and seeds' if noisy else ''}; p: {how}")
+    noise = ", widened by the noise of seeds" if noisy else ""
+    return Tau(float(estimate), low, high, p, tuple(shared), f"score over operators{noise}; p: "
+               f"{how}")
+
+
+def kendall_variance(size: int) -> float:
+    """Variance of tau between `size` pairs of independent values (Kendall 1938)."""
+    return 2 * (2 * size + 5) / (9 * size * (size - 1))
+
+
+def rank_interval(estimate: float, variance: float, drawn: np.ndarray) -> tuple[float, float]:
+    """90% interval of a rank correlation, from -1 to 1.
+
+    The values r for which (estimate - r)^2 <= z^2 variance (1 - r^2): the variance of no
+    association shrinks towards -1 and 1, an assumption that `benchmarks/interval_coverage.py`
+    tries. A bootstrap of few ranks is far too narrow there: of five operators that agree every
+    resample agrees. Widened to the percentiles of `drawn`, by the noise of seeds.
+    """
+    z2 = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2 * variance
+    root = math.sqrt(max(estimate ** 2 - (1 + z2) * (estimate ** 2 - z2), 0.0))
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    bounds = ((estimate - root) / (1 + z2), float(low), (estimate + root) / (1 + z2), float(high))
+    return max(min(*bounds[:2], estimate), -1.0), min(max(*bounds[2:], estimate), 1.0)
 
 
 def _mean_tau(effects: Sequence[np.ndarray]) -> np.ndarray:
@@ -230,10 +274,11 @@ def _permutation_p(
         orders = np.array(list(itertools.permutations(range(size))))
         taus = kendall_tau(effects[0][None], effects[1][orders])
         return float(np.mean(np.abs(taus) >= abs(estimate) - 1e-12)), "exact permutations"
-    shuffled = [rng.permuted(np.repeat(one[None], PERMUTATIONS, 0), axis=1) for one in effects[1:]]
-    taus = _mean_tau([np.repeat(effects[0][None], PERMUTATIONS, 0), *shuffled])
+    number = affordable(PERMUTATIONS, size)
+    shuffled = [rng.permuted(np.repeat(one[None], number, 0), axis=1) for one in effects[1:]]
+    taus = _mean_tau([np.repeat(effects[0][None], number, 0), *shuffled])
     more = int((np.abs(taus) >= abs(estimate) - 1e-12).sum())
-    return (more + 1) / (PERMUTATIONS + 1), f"{PERMUTATIONS} permutations"
+    return (more + 1) / (number + 1), f"{number} permutations"
 
 
 # --- DeepNarrow ----------------------------------------------------------------------------------
@@ -244,7 +289,7 @@ def judge(
     tests: list[Test] = []
     verdicts: dict[str, Verdict | None] = {}
     reasons: dict[str, str] = {}
-    level = 1 - (1 - LEVEL) / len(families)
+    level = 1 - (1 - VERDICT_LEVEL) / len(families)
     for name, family in families.items():
         mine = deep_tests(family, saving, level, seed)
         tests += mine

@@ -97,6 +97,7 @@ def check_architecture(architecture: AnyArchitecture) -> None:
     where = f"architecture {architecture.name!r}"
     _check_type(where, architecture, "operators", frozenset)
     _check_type(where, architecture, "options", Mapping)
+    _check_type(where, architecture, "aux_loss", bool)
     if isinstance(architecture, BoundArchitecture):
         _check_type(where, architecture, "modality", str)
 

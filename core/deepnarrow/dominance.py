@@ -44,7 +44,10 @@ def front_mask(
     costs = costs[finite]  # [points, axes] -> [finite points, axes]
     if len(costs):
         costs = costs[:, (costs != costs[0]).any(axis=0)]  # constant axes drop out
-        mask[finite] = _front_of_costs(costs)
+        kept = _rough(costs)
+        found = np.zeros(len(costs), dtype=bool)
+        found[kept] = _front_of_costs(costs[kept])
+        mask[finite] = found
     return mask
 
 
@@ -64,6 +67,22 @@ def as_costs(
     if unknown:
         raise InputError("front", "unknown direction", got=unknown[0], expected="min or max")
     return values * np.where(np.array(directions) == "min", 1.0, -1.0) + 0.0
+
+
+def _rough(costs: np.ndarray) -> np.ndarray:
+    """[points, axes] -> places of the points that one good point of the front does not dominate.
+
+    One pass that leaves a few of many random points. Which point it is decides speed only.
+    """
+    if len(costs) * len(costs) <= _ALL_PAIRS or costs.shape[1] < 2:
+        return np.arange(len(costs))
+    low = costs.min(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        good = costs[np.argmin(((costs - low) / (costs.max(axis=0) - low)).sum(axis=1))]
+    worse = np.ones(len(costs), dtype=bool)
+    for axis in range(costs.shape[1]):
+        worse &= costs[:, axis] >= good[axis]
+    return np.flatnonzero(~worse | (costs == good).all(axis=1))
 
 
 def _front_of_costs(costs: np.ndarray) -> np.ndarray:

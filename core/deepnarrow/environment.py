@@ -12,13 +12,18 @@ from deepnarrow.files import cache_dir
 PACKAGES = ("deepnarrow", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+def versions() -> dict[str, str]:
+    """Returns the version of every package that a result may depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
 def describe() -> dict[str, Any]:
     """Returns versions, host and devices of this process, JSON-able."""
     import jax
 
     devices = jax.devices()
     return {
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "python": platform.python_version(),
         "host": platform.node(),
         "cpus": os.cpu_count(),

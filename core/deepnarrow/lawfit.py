@@ -152,19 +152,21 @@ def huber(residual: np.ndarray, delta: float) -> np.ndarray:
 def solve(
     theta: Float[np.ndarray, "batch parameters"],
     design: Float[np.ndarray, "terms points parameters"],
-    log_y: Float[np.ndarray, " points"],
+    log_y: Float[np.ndarray, "*batch points"],
     weights: Float[np.ndarray, "batch points"],
     delta: float,
     steps: int = MAX_STEPS,
     tolerance: float = 1e-10,
 ) -> tuple[Float[np.ndarray, "batch parameters"], Float[np.ndarray, " batch"]]:
     """Minimises sum_i weights_i huber(log_sum_i - log_y_i) for every row, by damped reweighted
-    Gauss-Newton steps (Levenberg-Marquardt on Huber's weights).
+    Gauss-Newton steps (Levenberg-Marquardt on Huber's weights). `log_y` is one for all rows, or
+    one a row.
 
     Returns:
       The minimisers and their loss.
     """
     theta = np.array(theta, dtype=np.float64)
+    log_y = np.broadcast_to(log_y, weights.shape)
     loss, gradient, hessian = _local(theta, design, log_y, weights, delta)
     damping = np.full(len(theta), 1e-3)
     active = np.arange(len(theta))
@@ -174,7 +176,7 @@ def solve(
         step = np.linalg.solve(hessian[active] + damping[active, None, None] * scale,
                                -gradient[active][..., None])[..., 0]
         tried = theta[active] + np.clip(step, -5, 5)
-        new = _local(tried, design, log_y, weights[active], delta)
+        new = _local(tried, design, log_y[active], weights[active], delta)
         better = new[0] <= loss[active]
         gain = (loss[active] - new[0]) / np.maximum(loss[active], 1e-300)
         moved = active[better]

@@ -325,9 +325,9 @@ def _resample(
     if design is not None and len(design) == 1:
         return _natural(form, drawn @ np.linalg.pinv(design[0]).T), "t on residuals"
     if design is not None:
-        one = np.ones((1, len(fitted_y)))
-        found = [solve(theta[None], design, y, one, math.inf)[0][0] for y in drawn]
-        return _natural(form, np.array(found)), "percentile, residuals drawn from t"
+        found, _ = solve(np.repeat(theta[None], bootstrap, 0), design, drawn,
+                         np.ones(drawn.shape), math.inf)
+        return _natural(form, found), "percentile, residuals drawn from t"
     inputs = np.exp(points.logs)
     return np.array([fit_generic(form, inputs, y, theta[None])[0] for y in drawn]), \
         "percentile, residuals drawn from t"

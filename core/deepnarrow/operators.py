@@ -98,9 +98,7 @@ def family_of(
                          got=f"{places[bad]:g} ({shapes.names[bad]})", expected="> 0")
     known = np.flatnonzero(np.isfinite(places) & np.isfinite(scores.mean))
     noise = uncertain(scores) if len(known) else None
-    fields = {name: mean_by_shape(table, shapes, name)
-              for name in (*sorted(set(_FIELD.values())), "depth", "width")
-              if name in table.columns and table.columns[name].dtype != object}
+    fields = _fields(table)
     bases, operators = _operators(table, shapes.names, shapes.index, fields)
     is_reference = np.array([one == "" for one in operators], dtype=bool)
     curve = FAMILY
@@ -137,6 +135,21 @@ def _matching(pattern: str, names: Sequence[str], flag: str) -> np.ndarray:
         raise InputError(flag, "matches no shape", got=pattern,
                          expected="names or patterns with commas between, e.g. 'tiny,small,base*'")
     return found
+
+
+def operators_of(table: Table) -> dict[str, str]:
+    """The operator that made each shape of one domain's rows; "" for one without."""
+    shapes = shapes_of(table)
+    _, operators = _operators(table, shapes.names, shapes.index, _fields(table))
+    return dict(zip(shapes.names, operators, strict=True))
+
+
+def _fields(table: Table) -> dict[str, np.ndarray]:
+    """The shapes' fields that the table has, each [shapes]."""
+    shapes = shapes_of(table)
+    return {name: mean_by_shape(table, shapes, name)
+            for name in (*sorted(set(_FIELD.values())), "depth", "width")
+            if name in table.columns and table.columns[name].dtype != object}
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:

@@ -154,7 +154,7 @@ def fronts(
         mine = select(table, table.domain == domain)
         shapes = shapes_of(mine)
         places = [(cost, machine, values) for cost in costs
-                  for machine, values in _cost_axes(mine, shapes, cost)]
+                  for machine, values in cost_axes(mine, shapes, cost)]
         for quality, direction in chosen:
             scores = seed_values(mine, shapes, quality)
             if quality not in table.directions or np.isfinite(mine.columns[quality]).any() \
@@ -174,7 +174,7 @@ def quality_columns(
     return [(name, direction_of(table, name, way)) for name, way in columns]
 
 
-def _cost_axes(table: Table, shapes: Shapes, cost: str) -> list[tuple[str, np.ndarray]]:
+def cost_axes(table: Table, shapes: Shapes, cost: str) -> list[tuple[str, np.ndarray]]:
     """The cost of the shapes; one axis a machine where step times are from several."""
     timed = table.done & np.isfinite(table.columns[cost])
     machines = table.columns.get("machine")

@@ -327,7 +327,8 @@ def _place(
     params, left = place(model.param_axes, state.params, layout)
     opt_state = place_state(state.opt_state, state.params, model.param_axes, layout)
     ema = None if state.ema is None else params
-    return TrainState(layout.whole, params, opt_state, layout.whole, ema), left
+    whole: Any = layout.whole  # a tree of the state's form whose leaves are no arrays
+    return TrainState(whole, params, opt_state, whole, ema), left
 
 
 def _settler(shardings: Any) -> Callable[[Params], Params]:

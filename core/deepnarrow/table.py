@@ -70,7 +70,8 @@ class Table:
 
 def from_records(records: Iterable[Record]) -> Table:
     """Returns one row a trial, with the columns of `records.COSTS`, the fields of the shape,
-    `depth` (layers of all stacks), `width` (d_model), `machine`, `budget_kind`, and every quality.
+    `depth` (layers of all stacks), `width` (d_model), `key`, `status`, `machine`, `budget_kind`,
+    and every quality.
 
     Raises:
       InputError: settings of several studies are mixed (see `summary.shape_table`).
@@ -88,6 +89,8 @@ def from_records(records: Iterable[Record]) -> Table:
     columns |= {field: _floats(r.shape.get(field) for r in trials) for field in FIELD_LIMITS}
     columns["depth"] = columns["num_encoder_layers"] + np.nan_to_num(columns["num_decoder_layers"])
     columns["width"] = columns["d_model"]
+    columns["key"] = _texts(r.key for r in trials)
+    columns["status"] = _texts(r.status for r in trials)
     columns["machine"] = _texts(machine(r) for r in trials)
     columns["budget_kind"] = _texts(_budget_kind(r) for r in trials)
     columns |= {name: _floats(one.get(name, ("", None))[1] for one in found) for name in qualities}

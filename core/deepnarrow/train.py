@@ -242,7 +242,7 @@ def _begin(
     program: Program, seed: int, initial_params: Params | None, checkpointer: Checkpointer | None
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from, and what was saved beside it."""
-    saved = None if checkpointer is None else checkpointer.latest_step()
+    saved = None if checkpointer is None else checkpointer.newest_whole()
     if checkpointer is not None and saved is not None:
         if saved > program.total_steps:
             raise InputError(f"checkpoint directory {checkpointer.directory}",
@@ -251,5 +251,5 @@ def _begin(
                              hint="the budget changed; train in a fresh directory")
         return checkpointer.restore(abstract_state(program))
     if initial_params is not None:
-        return program.start(initial_params), {}
+        return program.start(program.put_params(initial_params)), {}
     return program.init(np.int32(seed)), {}

@@ -98,7 +98,8 @@ class UnitRunner:
     ):
         self.config, self.registry, self.data, self.cells = config, registry, data, cells
         self.workdir, self.store, self.progress, self.stop = workdir, store, progress, stop
-        self.hosts, self.layout = hosts, self._layout()
+        self.hosts = hosts
+        self.layout = self._layout()
         self.ended = 0
         environment.enable_compilation_cache()
         # Raw inputs do not depend on shape or seed: one probe a modality and task.

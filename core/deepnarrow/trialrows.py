@@ -11,13 +11,16 @@ from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome
 from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskResult
 from deepnarrow.transfer.selection import quality
 
+LOSS = "loss"  # on the test split, beside a task's own metrics
+
 
 def finetune_rows(
     ft: FineTuneProgram, seed: int, result: FineTuneResult, origin: Origin
 ) -> Iterator[MetricRow]:
     """One row a task, split and metric; an empty one a task where fine-tuning diverged.
 
-    A metric on `test` has its own name, on another split `SPLIT/METRIC`.
+    A metric on `test` has its own name, on another split `SPLIT/METRIC`; beside it stands the
+    `loss` on `test`.
     """
     for task in ft.tasks:
         metric, found = task.metric, result.tasks.get(task.name)
@@ -30,6 +33,9 @@ def finetune_rows(
                 yield MetricRow("fine_tune", task.name,
                                 name if split == "test" else f"{split}/{name}",
                                 metric.direction, value, origin, finetune_seed=seed)
+        if LOSS not in found.scores["test"].metrics:
+            yield MetricRow("fine_tune", task.name, LOSS, "min", found.loss, origin,
+                            finetune_seed=seed)
 
 
 def average_rows(modality: Modality, rows: Sequence[MetricRow]) -> Iterator[MetricRow]:
@@ -42,7 +48,8 @@ def average_rows(modality: Modality, rows: Sequence[MetricRow]) -> Iterator[Metr
         return
     groups: dict[tuple, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row.stage == "fine_tune" and row.finetune_seed is not None and row.value is not None:
+        if row.stage == "fine_tune" and row.finetune_seed is not None \
+                and row.value is not None and row.metric != LOSS:
             split, _, metric = row.metric.rpartition("/")
             key = (row.origin, row.finetune_seed, split, row.direction)
             groups[key][row.task][metric] = row.value

@@ -20,7 +20,7 @@ from deepnarrow.bootstrap import (
 )
 from deepnarrow.table import SeedValues
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "interval_coverage.py"
 
 
 def values(*shapes, examples=None):
@@ -104,7 +104,7 @@ def test_corrected_percentiles_undo_a_bias():
 
 @pytest.mark.parametrize(("shapes", "seeds"), [(4, 2), (8, 3)])
 def test_a_few_synthetic_studies_are_covered(shapes, seeds):
-    """A fast version of `benchmarks/coverage.py`; bounds are four binomial deviations from 90%."""
+    """A fast `benchmarks/interval_coverage.py`; bounds are four binomial deviations from 90%."""
     spec = importlib.util.spec_from_file_location("coverage_script", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

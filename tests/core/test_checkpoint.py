@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import random
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -12,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from deepnarrow.checkpoint import Checkpointer
+from deepnarrow.checkpoint import Checkpointer, restore_params
 from deepnarrow.errors import InputError
+from deepnarrow.manifest import MANIFEST, Damaged, verify
 
 
 class State(NamedTuple):
@@ -135,6 +138,123 @@ def test_half_written_checkpoints_are_ignored(tmp_path):
         checkpointer.wait()
         assert int(checkpointer.restore(abstract(make_state()))[0].step) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+# --- damage ---------------------------------------------------------------------------------------
+def save_two(directory):
+    with Checkpointer(directory, keep=2) as checkpointer:
+        checkpointer.save(1, make_state(1))
+        checkpointer.save(2, make_state(2))
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def damages(folder, drawn):
+    """One random fault: a flipped bit, a file cut short, longer, gone, added, or two exchanged."""
+    files = files_of(folder)
+    path = files[drawn.randrange(len(files))]
+    data = path.read_bytes()
+    kind = drawn.choice(["flip", "cut", "longer", "gone", "added", "exchanged"])
+    if kind == "flip" and data:
+        place = drawn.randrange(len(data))
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << drawn.randrange(8)])
+                         + data[place + 1:])
+    elif kind == "cut" and data:
+        path.write_bytes(data[:drawn.randrange(len(data))])
+    elif kind in ("flip", "cut", "longer"):
+        path.write_bytes(data + b"x")
+    elif kind == "gone":
+        path.unlink()
+    elif kind == "added":
+        (path.parent / "more").write_bytes(data)
+    else:
+        other = next(f for f in files if f.read_bytes() != data)
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(data)
+    return f"{kind} {path.relative_to(folder)}"
+
+
+def restore_newest(directory):
+    with Checkpointer(directory) as checkpointer:
+        return checkpointer.restore(abstract(make_state()))[0]
+
+
+def test_every_fault_is_found_and_the_step_before_is_used(tmp_path):
+    """Each of 100 faults is found by the manifest alone; with every tenth the step is restored."""
+    save_two(tmp_path / "whole")
+    drawn = random.Random(0)
+    for fault in range(100):
+        run = tmp_path / f"run{fault}" / "checkpoints"
+        shutil.copytree(tmp_path / "whole", run)
+        done = damages(run / "2", drawn)
+        try:
+            verify(run / "2")
+            pytest.fail(f"not found: {done}")
+        except Damaged:
+            pass
+        if fault % 10 == 0:
+            with pytest.warns(UserWarning, match="checkpoint .* is damaged: .*quarantine"):
+                restored = restore_newest(run)
+            assert_same_bits(restored, make_state(1))
+            assert [path.name for path in (run.parent / "quarantine").iterdir()] == ["2"], done
+        shutil.rmtree(run.parent)
+
+
+def test_a_damaged_step_that_was_asked_for_is_an_error_and_stays(tmp_path):
+    save_two(tmp_path / "checkpoints")
+    files_of(tmp_path / "checkpoints" / "2")[0].write_bytes(b"")
+    with pytest.raises(InputError, match=r"checkpoint .*2: is damaged: .* has 0 bytes instead of"):
+        restore_params(tmp_path / "checkpoints", 2, abstract(make_state()).params)
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def test_a_step_that_was_committed_but_not_described_is_set_aside(tmp_path):
+    save_two(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "2" / MANIFEST).unlink()  # killed between commit and manifest
+    with pytest.warns(UserWarning, match="2 is damaged: it has no manifest"):
+        checkpointer = Checkpointer(tmp_path / "checkpoints")
+    assert checkpointer.latest_step() == 1
+    checkpointer.save(2, make_state(3))
+    checkpointer.close()
+    assert_same_bits(restore_newest(tmp_path / "checkpoints"), make_state(3))
+    assert (tmp_path / "quarantine" / "2").is_dir()
+
+
+def test_when_no_step_is_whole_there_is_none(tmp_path):
+    save_two(tmp_path / "checkpoints")
+    for step in (1, 2):
+        files_of(tmp_path / "checkpoints" / str(step))[-1].unlink()
+    with (pytest.warns(UserWarning, match="is damaged"),
+          Checkpointer(tmp_path / "checkpoints") as checkpointer):
+        assert checkpointer.newest_whole() is None
+
+
+def test_older_steps_stay_until_a_newer_one_is_described(tmp_path, monkeypatch):
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=1)
+    checkpointer.save(1, make_state(1))
+    checkpointer.wait()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deepnarrow.checkpoint.write_manifest", killed)
+    checkpointer.save(2, make_state(2))
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.wait()
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+    monkeypatch.undo()
+    checkpointer.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_manifest_says_what_is_saved(tmp_path):
+    save_two(tmp_path / "checkpoints")
+    manifest = verify(tmp_path / "checkpoints" / "2")
+    assert manifest["step"] == 2
+    assert manifest["arrays"]["params/layers/kernel"] == "float32[2, 3, 4]"
+    assert "jax" in manifest["versions"]
 
 
 def test_bad_directory(tmp_path):

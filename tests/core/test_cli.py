@@ -741,8 +741,8 @@ def get_config():
 def test_study_calls_the_study_and_shows_its_fronts(run, monkeypatch, workdir, tmp_path):
     calls = []
 
-    def run_study(config, given, registry, launcher):
-        calls.append((config.name, config.run.log_every, given, launcher))
+    def run_study(config, given, registry, launcher, hosts):
+        calls.append((config.name, config.run.log_every, given, launcher, hosts.count))
         return StudySummary(workdir, 6, {"done": 6}, 75.0, [workdir / "report.html"])
 
     monkeypatch.setattr("deepnarrow.study.run_study", run_study)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import itertools
 import math
 
 import numpy as np
@@ -17,7 +18,13 @@ from deepnarrow import compare as compare_module
 from deepnarrow.agreement import agreements, spearman
 from deepnarrow.bootstrap import Interval
 from deepnarrow.claims import depth_limits, front_cost, front_quality, gains, matches, savings
-from deepnarrow.compare import compare, kendall_tau, verdict_of
+from deepnarrow.compare import (
+    compare,
+    kendall_tau,
+    kendall_variance,
+    rank_interval,
+    verdict_of,
+)
 from deepnarrow.dominance import front_mask
 from deepnarrow.errors import InputError
 from deepnarrow.operators import ALL_SHAPES, FAMILY, curve_weights, effect_contrasts, family_of
@@ -95,11 +102,40 @@ def test_planted_rankings(order, low, high, p):
     assert found.tau.low <= found.tau.estimate <= found.tau.high
     if p is not None:
         assert found.tau.p == pytest.approx(p)
-        assert found.tau.low > 0.5 or found.tau.high < -0.5
+        # Six that agree: (1 - k) / (1 + k), k = 1.645^2 x 2 (2n + 5) / 9n(n - 1).
+        bound = found.tau.low if found.tau.estimate > 0 else -found.tau.high
+        assert bound == pytest.approx(0.4918, abs=1e-3)
     else:
         assert found.tau.p > 0.5
         assert found.tau.low < 0 < found.tau.high
     assert found == compare(both(EFFECTS, EFFECTS[order]), "params", QUALITIES)
+
+
+@pytest.mark.parametrize(("estimate", "size"), [(1.0, 5), (-1.0, 5), (0.0, 8), (0.6, 20)])
+def test_rank_intervals_solve_the_score_equation(estimate, size):
+    variance = kendall_variance(size)
+    low, high = rank_interval(estimate, variance, np.array([estimate]))
+    for bound in (low, high):
+        if abs(bound) < 1 and bound != estimate:
+            assert (estimate - bound) ** 2 == pytest.approx(
+                1.6448536 ** 2 * variance * (1 - bound ** 2))
+    assert -1 <= low <= estimate <= high <= 1
+    assert high - low > 0.3
+    wide = rank_interval(estimate, variance, np.linspace(-1, 1, 101))
+    assert wide == (pytest.approx(min(low, -0.9)), pytest.approx(max(high, 0.9)))
+
+
+def test_kendalls_variance_is_that_of_all_permutations():
+    orders = np.array(list(itertools.permutations(range(6))), float)
+    assert kendall_variance(6) == pytest.approx(kendall_tau(np.arange(6.0), orders).var())
+
+
+def test_few_shared_operators_have_no_interval_of_tau():
+    rows = [row for row in study("text") + study("vision")
+            if row[1].rpartition("-")[2] not in OPERATORS[::2]]
+    found = compare(table(rows), "params", QUALITIES).tau
+    assert (found.estimate, found.low, found.high) == (1.0, None, None)
+    assert len(found.operators) == 3
 
 
 def test_exact_and_drawn_permutations_agree():

@@ -316,7 +316,7 @@ def test_errors_of_the_file_name_file_and_path(tmp_path):
     path.write_text("def get_config():\n    return {'seeds': [0, '1'], 'extra': 1, 'modalities': "
                     "{'a': {'shapes': ['tiny', 3], 'protocol': None}, 'b': 7}}\n")
     assert refusals(path) == [
-        f"{path}: extra: unknown key (expected one of name, seeds, modalities, run)",
+        f"{path}: extra: unknown key (expected one of name, seeds, modalities, run, sharding)",
         f"{path}: name: is missing",
         f"{path}: seeds[1]: has a wrong type, str (got '1'; expected an integer). Hint: write it "
         "without quotes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from deepnarrow.errors import InputError, PluginError
 from deepnarrow.lawforms import CHINCHILLA, FORMS, POWER, POWER_FLOOR, SHAPE
 from deepnarrow.laws import fit, predict
 from deepnarrow.plugins import LawForm, registry
-from deepnarrow.table import Table
+from deepnarrow.table import Table, select
+from deepnarrow.tablefile import read_table
 
 # Besiroglu et al. 2024, the fit of their Table to the points of Hoffmann et al. 2022.
 BESIROGLU = {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658}
@@ -50,6 +52,25 @@ def test_chinchilla_without_noise_is_recovered(truth):
     assert estimates(law) == pytest.approx(truth, rel=1e-3)
     assert law.hold_out is not None
     assert law.hold_out.error < 1e-3
+
+
+def test_chinchilla_reproduces_a_published_fit():
+    """The 245 points of Figure 4 of Hoffmann et al. 2022 as Besiroglu et al. 2024 read them off
+    (their repository's table; tokens are FLOPs / 6N), without the five of the highest loss that
+    they leave out too. Their estimates and ours are within each other's intervals.
+    """
+    found = read_table(Path(__file__).with_name("golden_chinchilla.csv"))
+    losses = found.columns["loss"]
+    kept = select(found, losses < np.sort(losses)[-5])
+    law = fit(kept, CHINCHILLA, {"n": "N", "d": "D"}, "loss", bootstrap=200)
+    assert len(losses) == 245
+    assert law.identified
+    assert law.sizes == 240
+    published = {"A": 124.58, "B": 1293.23, "E": 0.03, "alpha": 0.02, "beta": 0.02}
+    for name, error in published.items():
+        one = law.params[name]
+        assert one.low < BESIROGLU[name] < one.high
+        assert one.estimate == pytest.approx(BESIROGLU[name], abs=error / 4)
 
 
 @pytest.mark.parametrize("bootstrap", [100, pytest.param(1000, marks=pytest.mark.slow)])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import dataclasses
 import doctest
+import hashlib
 import html.parser
 import io
+import json
 import math
 import re
 import time
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -19,17 +24,31 @@ from rich.console import Console
 
 from deepnarrow import summary
 from deepnarrow.errors import InputError
+from deepnarrow.lawforms import POWER
+from deepnarrow.laws import fit
 from deepnarrow.pareto import fronts
 from deepnarrow.records import CurvePoint, MetricRow, Record
-from deepnarrow.report import charts, page, text, write_report
+from deepnarrow.report import (
+    charts,
+    explorer,
+    morecharts,
+    page,
+    recordsections,
+    render,
+    sheets,
+    text,
+    write_report,
+)
 from deepnarrow.report.page import slug
 from deepnarrow.report.tables import count_runs, mean_curves, transfer_tables
 from deepnarrow.report.terminal import pareto_tables
 from deepnarrow.summary import shape_table
 from deepnarrow.table import from_records
 
-# name -> (layers, d_model, d_ff): one deep-narrow and one shallow-wide shape of about equal cost.
-SHAPES = {"tiny": (2, 64, 256), "tiny-nl4": (4, 64, 256), "tiny-nl12-dm48-ff192": (12, 48, 192),
+# name -> (layers, d_model, d_ff): two bases; a deep-narrow and a shallow-wide shape of about equal
+# cost between them.
+SHAPES = {"tiny": (2, 64, 256), "mini": (8, 192, 768), "tiny-nl4": (4, 64, 256),
+          "tiny-nl12-dm48-ff192": (12, 48, 192),
           "tiny-nl2-dm128-ff512": (2, 128, 512), "tiny-nl8-dm96": (8, 96, 256)}
 HOSTILE = [
     "</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "<b>bold</b>",
@@ -44,7 +63,7 @@ def fronts_of(records, *arguments):
 
 
 def synthetic(modality="vision_vit", seeds=2, loss=0.4, classes=10, stacks=1, **fields):
-    """Records of five shapes that learn a little better the deeper and the larger they are."""
+    """Records of six shapes that learn a little better the deeper and the larger they are."""
     rng = np.random.default_rng(len(modality))
     records = []
     for name, (layers, d_model, d_ff) in SHAPES.items():
@@ -130,44 +149,156 @@ def report(tmp_path_factory):
 
 
 # --- the page ------------------------------------------------------------------------------------
-def test_the_report_is_a_page_and_its_figures(report):
+def test_the_report_is_a_page_its_figures_and_its_tables(report):
     files, folder = report
-    assert [file.name for file in files] == [
-        "report.html", "fronts-text_t5.png", "curves-text_t5.png", "fronts-vision_vit.png",
-        "curves-vision_vit.png"]
+    names = [file.name for file in files]
+    assert names[0] == "report.html"
     assert sorted(files) == sorted(folder.iterdir())
-    for file in files[1:]:
-        image = np.asarray(Image.open(file).convert("L"))
-        assert image.shape[1] > 1500
-        assert (image < 128).sum() > 2000  # ink: axes, labels and lines were drawn
+    kinds = [f"{kind}-{modality}" for kind in ("fronts", "curves", "laws", "agreement")
+             for modality in ("text_t5", "vision_vit")] + ["effects"]
+    assert {name for name in names if not name.endswith(".csv")} == {
+        "report.html", *(f"{kind}.{end}" for kind in kinds for end in ("png", "svg"))}
+    assert {name for name in names if name.endswith(".csv")} == {f"{name}.csv" for name in (
+        "shapes", "qualities", "fronts", "matches", "savings", "gains", "regions", "agreement",
+        "laws", "curves", "transfer", "effects", "verdicts", "tau", "metrics",
+        "deepnarrow-tests")}
+    for kind in kinds:
+        image = np.asarray(Image.open(folder / f"{kind}.png").convert("L"))
+        assert image.shape[1] > 700
+        assert (image < 128).sum() > 1000  # ink: axes, labels and lines were drawn
+        root = ET.fromstring((folder / f"{kind}.svg").read_text("utf-8"))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_the_page_is_self_contained_and_small(report):
     written = report[0][0].read_text("utf-8")
     assert len(written) < 3e6
-    loads = r"https?:|//[a-z]|@import|url\(|\bsrc=|\bhref=|<script|<link"
-    assert not re.search(loads, written, re.IGNORECASE)
+    loads = r"https?:|//[a-z]|@import|url\(|\bsrc=|\bhref=(?!\"#)|<link"
+    assert not re.search(loads, _without_comments(written), re.IGNORECASE)
     outline = Outline(written)
     assert ("meta", ("http-equiv", "content")) in outline.tags
     assert len(outline.ids) == len(set(outline.ids))
+    links = set(re.findall(r'href="#([^"]*)"', written))
+    assert links
+    assert links <= set(outline.ids)
+
+
+def _without_comments(written):
+    return re.sub(r"(?m)^\s*// .*$| // .*$", "", written)
+
+
+def test_no_script_runs_but_the_pages_own(report):
+    """The policy names the script by its hash, and lets nothing else in."""
+    written = report[0][0].read_text("utf-8")
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", written, re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [
+        ' type="application/json" id="data"', ""]
+    mark = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    policy, = re.findall(r'Content-Security-Policy" content="([^"]*)"', written)
+    assert policy == (f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src "
+                      f"'sha256-{mark}'; base-uri 'none'; form-action 'none'")
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch",
+                 "import", "XMLHttp", "Function("):
+        assert word not in scripts[1][1], word
+
+
+def explored(written):
+    """The explorer's data as the script reads it."""
+    return json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>',
+                                 written)[0])
+
+
+def test_the_explorer_has_every_shape_and_its_numbers(report):
+    found = explored(report[0][0].read_text("utf-8"))
+    rows = {(row.modality, row.label): row for row in shape_table(both())}
+    axes = [axis["id"] for axis in found["axes"]]
+    assert {"params_non_embedding", "flops_forward_per_example", "step_time_s", "upstream/loss",
+            "digits/few_shot@10", "digits/fine_tune"} <= set(axes)
+    shown = {(domain["name"], shape["name"]): shape for domain in found["domains"]
+             for shape in domain["shapes"]}
+    assert set(shown) == set(rows)
+    for place, shape in shown.items():
+        for axis, cell in zip(axes, shape["values"], strict=True):
+            quality = rows[place].qualities.get(axis)
+            if quality is not None:
+                assert cell == [pytest.approx(quality.mean), pytest.approx(quality.sd), quality.n]
+            elif axis in rows[place].costs and axis != "step_time_s":
+                assert cell == [pytest.approx(rows[place].costs[axis]), None, 0]
+        assert {(key, seed) for key, seed, _ in shape["trials"]} == {
+            (f"{place[0]}/{place[1]}/{seed}", str(seed)) for seed in (0, 1)}
+    front = fronts_of(both(), ["params_non_embedding"], [("upstream/loss", None)])[0]
+    for point in front.points:
+        given = shown[front.modality, point.name]["membership"]
+        assert given["params_non_embedding|upstream/loss"] == pytest.approx(
+            point.membership, abs=1e-4)
+
+
+def test_every_row_of_the_tables_names_its_trials(report):
+    keys = {record.key for record in both()}
+    for file in report[1].glob("*.csv"):
+        rows = list(csv.DictReader(file.read_text("utf-8").splitlines()))
+        assert rows, file
+        for row in rows if "trials" in rows[0] and "shape" in rows[0] else ():
+            assert set(row["trials"].split(" ")) <= keys
+            assert row["trials"]
+    gains = list(csv.DictReader((report[1] / "gains.csv").read_text().splitlines()))
+    assert {name for row in gains for name in row["trials"].split(" ")} <= keys
+    matches = list(csv.DictReader((report[1] / "matches.csv").read_text().splitlines()))
+    assert all(len(row["trials"].split(" ")) == 4 for row in matches)
+
+
+def test_all_findings_are_told(report):
+    shown = " ".join(Outline(report[0][0].read_text("utf-8")).text)
+    for phrase in ("Across domains", "DeepNarrow's verdicts", "Kendall's tau-b", "no verdict",
+                   "Savings at equal quality", "Who matches a baseline for less",
+                   "What every operator buys", "Where depth stops paying",
+                   "Operators by size, best first", "Does the ranking carry over?",
+                   "Upstream against downstream", "Spearman's rho", "Scaling laws",
+                   "alpha_P,U", "To mend it:", "Who is on the front, how surely", "on its front",
+                   "10× the largest"):
+        assert phrase in shown, phrase
 
 
 def test_the_page_draws_every_front_and_curve(report):
-    outline = Outline(report[0][0].read_text("utf-8"))
+    written = report[0][0].read_text("utf-8")
     # Two modalities x (2 upstream + probe at most shots + fine-tuned) x 3 costs, and 2 x 2 curves.
-    assert sum(tag == "svg" for tag, _ in outline.tags) == 2 * 4 * 3 + 2 * 2
-    shown = " ".join(outline.text)
+    assert len(re.findall(r'aria-label="[^"]* against [^"]*; on the front', written)) == 24
+    assert len(re.findall(r'aria-label="Learning curves', written)) == 4
+    shown = " ".join(Outline(written).text)
     for phrase in ("Quickstart", "text_t5", "vision_vit", "Upstream loss", "5-shot probe accuracy",
                    "Raw inputs", "Majority class", "Chance", "untrained", "Median step time (ms)",
                    "Forward FLOPs per example", "Non-embedding parameters", *SHAPES):
         assert phrase in shown, phrase
 
 
+def test_an_extrapolation_is_dashed_beyond_ten_times_and_said():
+    records = synthetic(seeds=3)
+    table = from_records(records)
+    law = fit(table, POWER, {"x": "flops_forward_per_example"}, "upstream/loss", bootstrap=200)
+    assert law.identified
+    chart = morecharts.law_chart(law, table)
+    line = chart["layer"][0]["data"]["values"]
+    top = law.ranges["x"][1]
+    parts = {part: [row["x"] for row in line if row["part"] == part] for part in morecharts.PARTS}
+    assert max(parts["measured"]) == pytest.approx(top)
+    assert max(parts["up to 10x beyond"]) == pytest.approx(10 * top)
+    assert min(parts["more than 10x beyond"]) == pytest.approx(10 * top)
+    assert max(parts["more than 10x beyond"]) > 25 * top
+    dashes = chart["layer"][1]["encoding"]["strokeDash"]["scale"]
+    assert dict(zip(dashes["domain"], dashes["range"], strict=True))["more than 10x beyond"] == [
+        4, 4]
+    svg = render.to_svg(chart, "law")
+    assert 'stroke-dasharray="4,4"' in svg
+    assert "10× the largest" in svg
+    refused = fit(from_records(records[:6]), POWER, {"x": "flops"}, "upstream/loss")
+    assert morecharts.drawn_laws([refused]) == []
+
+
 def test_the_same_records_give_the_same_bytes(tmp_path):
     records = [small(record) for record in synthetic(seeds=1)]
     one, two = (write_report(records, tmp_path / name, "Quickstart") for name in "ab")
     assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
-    assert len(one) == 3
+    assert len(one) > 10
 
 
 def test_numbers_on_the_page_are_those_of_the_records(report):
@@ -190,7 +321,7 @@ BARE = [dataclasses.replace(r, metrics=(), curve=()) for r in synthetic(seeds=1)
     (BARE, "No transfer was measured"),
     (BARE, "No learning curves were recorded"),
     (synthetic(seeds=1, costs={}), "Missing where a finite cost or quality is missing: tiny"),
-    (synthetic(seeds=1, costs={"params_non_embedding": 0.0}), "Not drawn: up to 5 shapes"),
+    (synthetic(seeds=1, costs={"params_non_embedding": 0.0}), "Not drawn: up to 6 shapes"),
     ([small(r) for r in synthetic(seeds=1, shape={})], "Pareto-efficient"),
     ([small(synthetic()[0]), *synthetic("b", status="failed")], "No finished runs."),
 ])
@@ -210,7 +341,8 @@ def test_many_runs_make_a_report_of_bounded_size(tmp_path):
     assert time.process_time() - start < 20
     assert files[0].stat().st_size < 3e6
     shown = " ".join(Outline(files[0].read_text("utf-8")).text)
-    assert "2,500 more rows not shown" in shown
+    assert shown.count("2,500 more rows not shown") == 2  # shapes and runs
+    assert "claims: are made of fewer shapes (got 3000" in shown
     assert re.search(r"Not drawn: up to 2,\d{3} shapes", shown)
 
 
@@ -228,6 +360,28 @@ def _renamed(name):
         environment={"device": name, "host": name, "error": name},
         metrics=(record.metrics[1], MetricRow("upstream", "", name, "min", 0.5)),
         curve=(CurvePoint("upstream", 1, f"{name}/loss", 1.0),))
+
+
+def test_a_hostile_name_computes_nothing_in_a_spreadsheet(tmp_path):
+    for name in [n for n in HOSTILE if n.strip() and n != "\uffff"]:
+        records = [_renamed(name), dataclasses.replace(
+            _renamed(name), seed=1, key=name + "1", name="-" + name)]
+        for file in write_report(records, tmp_path, name):
+            if file.suffix == ".csv":
+                raw = file.read_text("utf-8")
+                assert "\0" not in raw
+                for row in csv.reader(io.StringIO(raw)):
+                    for cell in row:
+                        assert not cell.startswith(("=", "+", "@", "\t", "\r")), (file, cell)
+                        assert not cell.startswith("-") or _is_number(cell), (file, cell)
+
+
+def _is_number(cell):
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _page_outline(name, folder):
@@ -327,8 +481,8 @@ def test_figures_are_valid_vega_lite():
     front_charts = [charts.front_chart(front) for front in fronts_of(records)[:1]]
     curve_charts = [charts.curve_chart(curves, name)
                     for name, curves in mean_curves(records, rows).items()]
-    for chart in (*front_charts, *curve_charts, charts.grid([front_charts, curve_charts], "title")):
-        altair.Chart.from_dict(charts._themed(chart)).to_dict()
+    for chart in (*front_charts, *curve_charts):
+        altair.Chart.from_dict(render.themed(chart)).to_dict()
     assert len(curve_charts) == 2
 
 
@@ -399,7 +553,7 @@ def test_terminal_tables_take_names_as_data(name):
         assert name in shown
 
 
-@pytest.mark.parametrize("module", [summary, charts, page, text])
+@pytest.mark.parametrize("module", [summary, charts, page, text, sheets, explorer, recordsections])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(module)
     assert results.attempted > 0

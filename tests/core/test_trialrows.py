@@ -32,6 +32,8 @@ def test_averages_are_by_origin_seed_and_split(modality):
         row("a", "accuracy", 0.0, "untrained"), row("b", "f1", 0.2, "untrained"),
         row("a", "validation_full/accuracy", 0.7),  # b is missing
         MetricRow("fine_tune", "a", "majority", "max", 0.9, "raw"),
+        MetricRow("fine_tune", "a", "loss", "min", 0.9, finetune_seed=0),
+        MetricRow("fine_tune", "b", "loss", "min", 0.8, finetune_seed=0),
         MetricRow("few_shot", "a", "accuracy", "max", 0.9, shots=1, shot_seed=0),
     ]
     found = {(r.task, r.metric, r.origin, r.finetune_seed): r.value

@@ -189,7 +189,9 @@ def test_every_task_leaves_its_metrics_and_the_step_that_was_chosen(train, tmp_p
     assert rows.keys() == {
         (task, metric, seed) for task in ("toy_task", "second")
         for metric, seeds in (("accuracy", (0, 1)), ("validation/accuracy", (0, 1)),
-                              ("majority", (None,))) for seed in seeds}
+                              ("loss", (0, 1)), ("majority", (None,))) for seed in seeds}
+    assert all(m.direction == "min" and 0 < m.value < 10 for m in found.metrics
+               if (m.stage, m.metric) == ("fine_tune", "loss"))
     points = {(p.name, p.step): p.value for p in found.curve if p.stage == "fine_tune"}
     for task in ("toy_task", "second"):
         for seed in (0, 1):

@@ -86,6 +86,14 @@ def test_sources_are_joined_in_their_order_and_folders_are_sorted(tmp_path):
                                                                    "sub/c.txt"]
 
 
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("one")
+    c4_fixture.write_tfds(tmp_path / "c4", {"train": [["t0"]]})
+    assert [text for part in read_all("text:~/*.txt + tfds:~/c4") for text, _ in part] == [
+        "one", "t0"]
+
+
 def test_splits_of_its_own(tmp_path):
     """C4's by file name or data set, others' by `{split}`; else the hash decides."""
     for split in ("train", "validation"):
@@ -112,6 +120,8 @@ BAD_LINES = [
      "line 2 is not valid UTF-8 .*byte 0xff at byte 11 of the line"),
     (b"a\tb\n1\t2\n", "tsv", "has no column 'text' .*one of a, b"),
     (b"n\ttext\n1\t2\t3\n", "tsv", "line 2 has a wrong number of columns .*got 3; expected 2"),
+    (b"", "tsv", "has no names of columns .*text among them"),
+    (b"text\ttext\n1\t2\n", "tsv", "has the column 'text' more than once"),
     (b"PAR1 no", "parquet", "is no readable Parquet file"),
     (b"a\0b\n", "text", "line 1 has a zero byte: this is no text file"),
     (b"ok\nna\xefve\n", "text", "line 2 is not valid UTF-8 .*byte 0xef at byte 3"),
@@ -158,6 +168,7 @@ def test_a_document_without_end_is_refused(tmp_path, monkeypatch):
     ("text:{tmp}/books#sentence", "unknown .*one of file, paragraph, line"),
     ("c4_json:{tmp}/a#body", "'#' is unknown .*one of text"),
     ("text:{tmp}/boks", "no such file or folder .*did you mean .*books"),
+    ("text:/dev/null", "is neither a file nor a folder"),
     ("jsonl:{tmp}/*.jsonl", "no file matches"),
     ("jsonl:{tmp}/books", "the folder has no such files .*jsonl.gz"),
     ("tfds:{tmp}/books", "no prepared tensorflow-datasets folder"),

@@ -488,6 +488,12 @@ def test_bad_options_are_named(made, change, message):
         upstream(options(**{"source": f"prepared:{made}", **change}), default_options())
 
 
+def test_lengths_that_cannot_be_are_said_before_a_corpus_is_tokenised(tmp_path, corpus, model):
+    with pytest.raises(InputError, match="input_length is too small"):
+        prepare(options(corpus, model, input_length=2), tmp_path / "s", silent)
+    assert not (tmp_path / "s").exists()
+
+
 # --- the command ---------------------------------------------------------------------------------
 CONFIG = """
 def get_config():

@@ -139,6 +139,13 @@ def test_variants_and_fields_become_expressions(model, expression):
     ({"pool_type": "none"}, "gap, tok or map"),
     ({"depth": "12"}, "depth is not a positive integer"),
     ({"patch_size": (16, 8)}, "square"),
+    ({"patch_size": None}, "patch_size is no positive integer"),
+    ({"patch_size": "16"}, "patch_size is no positive integer"),
+    ({"variant": "S/1a"}, "unknown variant"),
+    ({"variant": "S/"}, "unknown variant"),
+    ({"variant": "S/16/2"}, "unknown variant"),
+    ({"rep_size": "yes"}, "rep_size is no bool"),
+    ({"dropout": "x"}, "dropout is no number"),
     ({"scan": True, "remat_policy": "dots_saveable"}, "remat_policy"),
 ])
 def test_bad_configs_are_named(model, said):

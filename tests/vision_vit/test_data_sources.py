@@ -402,6 +402,19 @@ def test_an_image_that_changes_after_its_check_is_named(tmp_path):
         lambda: examples(source))
 
 
+def test_a_link_to_nowhere_is_named(tmp_path):
+    write_folder(tmp_path / "set")
+    (tmp_path / "set" / "ant" / "gone.png").symlink_to(tmp_path / "moved" / "gone.png")
+    message = error_of(lambda: upstream(data(upstream=f"folder:{tmp_path}/set"), default_options()))
+    assert "cannot read ant/gone.png: No such file" in message
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "homely", ("ant", "bee"))
+    assert open_set("folder:~/homely").num_classes == 2
+
+
 def test_empty_and_odd_folders_are_named(tmp_path):
     write_folder(tmp_path / "set")
     (tmp_path / "set" / "cat").mkdir()
@@ -414,7 +427,7 @@ def test_empty_and_odd_folders_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("labels", "said"), [
-    (np.arange(12) - 1, ["label 0 is out of range", "-1"]),
+    (np.arange(12) - 1, ["label 0 is out of range", "-1", "integers from 0 up"]),
     (np.array([0.5] + [1.0] * 11), ["label 0", "0.5"]),
     (np.array([np.nan] + [1.0] * 11), ["label 0", "nan"]),
     (np.array([2**40] + [1] * 11), ["label 0", str(2**40)]),
@@ -459,6 +472,15 @@ def test_bad_arrays_are_named(tmp_path, images, said):
         assert words in message
 
 
+def test_the_hint_on_16_bits_is_for_those_alone(tmp_path):
+    write_idx(tmp_path / "set", prefixes=("",), zipped=False)
+    labels = (tmp_path / "set" / "labels-idx1-ubyte").read_bytes()
+    (tmp_path / "set" / "images-idx3-ubyte").write_bytes(labels)
+    message = error_of(lambda: open_set(f"idx:{tmp_path}/set"))
+    assert "uint8 [" in message
+    assert "16 bits" not in message
+
+
 def test_bad_idx_files_are_named(tmp_path):
     good = idx_bytes(np.zeros((4, 8, 8), np.uint8))
     for content, said in ((good[:-1], "fewer bytes"), (good + b"x", "more bytes"),
@@ -489,6 +511,29 @@ def test_bad_parquet_is_named(tmp_path):
     pq.write_table(pa.table({"bytes": images, "label": ["b", "a", "c"] * 2}), path)
     found = open_set(f"parquet:{path}")
     assert found.pools["all"].labels().tolist() == [1, 0, 2] * 2
+
+
+def test_the_labels_of_parquet_files_are_joined_or_refused(tmp_path):
+    def write(name, labels):
+        pq.write_table(pa.table({"image": [encode(i) for i in pixels(4)], "label": labels}),
+                       tmp_path / name)
+
+    write("train-0.parquet", pa.array([0, 1, 0, 1], pa.int64()))
+    write("train-1.parquet", pa.array([1, 1, 0, 0], pa.int32()))
+    labels = open_set(f"parquet:{tmp_path}").pools["train"].labels()
+    assert labels.tolist() == [0, 1, 0, 1, 1, 1, 0, 0]
+    write("train-1.parquet", ["a", "b", "a", "b"])
+    open_set.cache_clear()
+    assert "labels differ in kind" in error_of(lambda: open_set(f"parquet:{tmp_path}"))
+
+
+@pytest.mark.parametrize(("info", "said"), [
+    ([], "is no folder of a prepared data set"),
+    ({"fileFormat": "array_record", "name": "x"}, "tensorflow-datasets cannot open it"),
+])
+def test_a_damaged_folder_of_tensorflow_datasets_is_named(tmp_path, info, said):
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    assert said in error_of(lambda: open_set(f"tfds:{tmp_path}"))
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -549,11 +594,19 @@ def test_raw_pixels_are_probed_of_small_images_only(tmp_path):
         assert (tasks(options, default_options())["mine"].baseline is not None) == raw
 
 
+def test_images_that_are_no_squares_need_a_size(tmp_path):
+    np.savez(tmp_path / "set.npz", images=pixels(40)[:, :6], labels=np.arange(40) % 2)
+    options = data(upstream=f"npz:{tmp_path}/set.npz")
+    message = error_of(lambda: upstream(options, default_options()))
+    assert "image_size: is needed: the images are no squares but 6 x 8" in message
+
+
 def test_images_of_many_sizes_need_a_size(tmp_path):
     write_folder(tmp_path / "set", count=10)
     (tmp_path / "set" / "ant" / "big.png").write_bytes(encode(pixels(1, size=20)[0]))
     line = {"upstream": f"folder:{tmp_path}/set", "train": "all", "validation": "all[:4]"}
-    assert "image_size" in error_of(lambda: upstream(data(**line), default_options()))
+    message = error_of(lambda: upstream(data(**line), default_options()))
+    assert "image_size: is needed: the images differ in size" in message
     with pytest.warns(UserWarning, match="share 4 images"):
         found = upstream(data(**line, image_size=8), default_options())
     assert found.options["image_size"] == 8

@@ -274,6 +274,8 @@ def test_bad_steps_are_named(steps, said):
 
 @pytest.mark.parametrize(("steps", "said"), [
     (({"op": "value_range"}, {"op": "resize", "size": 8}), ["resize", "takes uint8", "float32"]),
+    (({"op": "resize", "size": 8}, {"op": "value_range"}, {"op": "flip"}),
+     ["flip", "takes uint8", "float32"]),
     (({"op": "resize", "size": 8},), ["does not end in numbers", "value_range"]),
     (({"op": "value_range"},), ["images of one size", "resize"]),
     (({"op": "resize", "size": 8}, {"op": "central_crop", "size": 9}, {"op": "value_range"}),

@@ -84,6 +84,7 @@ def _workdir_records(source: str) -> list[Record]:
 
 def pareto(options: argparse.Namespace) -> Output:
     """Shows which shapes are on the front of each cost and quality, and how surely."""
+    from deepnarrow.claims import claims_of
     from deepnarrow.pareto import fronts, joint_fronts
     from deepnarrow.report.terminal import joint_tables, pareto_tables
 
@@ -106,12 +107,16 @@ def pareto(options: argparse.Namespace) -> Output:
     document: dict[str, Any] = {"fronts": [dataclasses.asdict(front) for front in found]}
     if not options.claims:
         return Output(document, lambda console: _show(console, pareto_tables(found)))
-    made = claims.claims_of(table, found, number("--margin", options.margin))
-    document["claims"] = claims.document(made)
+    margin = number("--margin", options.margin)
+    made = [one for front in found if (one := claims_of(table, front, margin)) is not None]
+    agreed = claims.agreements_of(table, found)
+    document |= {"claims": claims.document(made), "agreements": [
+        {"modality": domain, **dataclasses.asdict(one)} for domain, one in agreed]}
 
     def show(console: Console) -> None:
         _show(console, pareto_tables(found))
         claims.show(console, made)
+        claims.show_agreements(console, agreed)
 
     return Output(document, show)
 
@@ -168,7 +173,7 @@ def _show(console: Console, tables: Sequence[Shown]) -> None:
 
 
 def report(options: argparse.Namespace) -> Output:
-    """Writes the HTML report and its figures."""
+    """Writes the HTML report, its figures and its tables."""
     out = Path(options.out)
     is_page = out.suffix.lower() == ".html"
     if is_page and out.is_dir():
@@ -177,23 +182,58 @@ def report(options: argparse.Namespace) -> Output:
     if not is_page and out.is_file():
         raise InputError("--out", "is no folder", got=repr(options.out),
                          expected="a path that ends in .html, or a folder for report.html")
-    records = load_records(options.sources)
+    costs = [axis("--cost", text) for text in options.cost]
+    qualities = [axis("--quality", text) for text in options.quality]
+    files = [source for source in options.sources if Path(source).is_file()]
+    records = load_records([source for source in options.sources if source not in files])
+    if not files and (costs or qualities or options.by):
+        raise InputError("--cost, --quality and --by", "say what columns of a file are", expected=
+                         "a CSV or Parquet file among the sources", hint="leave them out")
+    tables = _tables(files, options.by, [name for name, _ in costs], qualities)
     from deepnarrow.report import write_report
 
-    title = ", ".join(dict.fromkeys(record.study for record in records)) or "no records"
-    written = _write_page(records, out, title) if is_page else write_report(records, out, title)
-    files = [str(path) for path in written]
-    return Output({"files": files}, lambda console: _show_files(console, files))
+    names = [*(record.study for record in records), *(Path(source).stem for source in files)]
+    title = ", ".join(dict.fromkeys(names)) or "no records"
+    written = [str(path) for path in (_write_page(records, out, title, tables) if is_page
+                                      else write_report(records, out, title, tables))]
+    return Output({"files": written}, lambda console: _show_files(console, written))
 
 
-def _write_page(records: Sequence[Record], page: Path, title: str) -> list[Path]:
+def _tables(
+    sources: Sequence[str], by: str | None, costs: Sequence[str],
+    qualities: Sequence[tuple[str, str | None]],
+) -> list[Table]:
+    """Returns the tables of files, each with its costs, qualities and directions known."""
+    from deepnarrow.pareto import quality_columns
+    from deepnarrow.table import find_column
+    from deepnarrow.tablefile import read_table
+
+    _refuse_twice(sources)
+    made = []
+    for source in sources:
+        found = read_table(source, by)
+        if not found.done.any():
+            raise InputError(f"source '{shorten(source)}'", "no finished runs")
+        if not found.qualities:
+            chosen = quality_columns(found, qualities or default_qualities(found))
+            columns = [find_column(found, name, "cost") for name in costs or default_costs(found)]
+            found = dataclasses.replace(
+                found, costs=tuple(columns), qualities=tuple(name for name, _ in chosen),
+                directions=dict(chosen))
+        made.append(found)
+    return made
+
+
+def _write_page(
+    records: Sequence[Record], page: Path, title: str, tables: Sequence[Table]
+) -> list[Path]:
     """Writes the report as `page`, its figures beside it; no other page there is touched."""
     from deepnarrow.report import write_report
 
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=page.parent, prefix=f".{page.name}.") as folder:
-            first, *figures = write_report(records, folder, title)
+            first, *figures = write_report(records, folder, title, tables)
             places = [(figure, page.with_name(figure.name)) for figure in figures]
             for source, place in [(first, page), *places]:
                 os.replace(source, place)

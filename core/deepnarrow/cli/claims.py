@@ -8,45 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 from deepnarrow.cli.output import table
 from deepnarrow.errors import shorten
+from deepnarrow.report.text import interval
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deepnarrow.bootstrap import Interval
-    from deepnarrow.claims import DepthLimit, Gain, Match, Saving
+    from deepnarrow.agreement import Agreement
+    from deepnarrow.claims import Claims
+    from deepnarrow.dominance import Direction
     from deepnarrow.pareto import Front
     from deepnarrow.table import Table
 
 
-@dataclasses.dataclass(frozen=True)
-class Claims:
-    """All claims of one front's plane."""
-
-    modality: str
-    cost: str
-    quality: str
-    matches: list[Match]
-    savings: list[Saving]
-    gains: list[Gain]
-    depth_limits: list[DepthLimit]
-
-
-def claims_of(found: Table, fronts: Sequence[Front], margin: float) -> list[Claims]:
-    """Returns the claims of each plane; step times of several machines make none."""
-    from deepnarrow import claims
-    from deepnarrow.operators import family_of
+def agreements_of(found: Table, fronts: Sequence[Front]) -> list[tuple[str, Agreement]]:
+    """Upstream against the other qualities of `fronts`, by domain."""
+    from deepnarrow.agreement import upstream_agreements
     from deepnarrow.table import select
 
-    made = []
+    by_domain: dict[str, dict[str, Direction]] = {}
     for front in fronts:
-        if front.machine or not front.points:
-            continue
-        rows = select(found, found.domain == front.modality)
-        family = family_of(rows, front.modality, front.cost, front.quality, front.direction)
-        made.append(Claims(front.modality, front.cost, front.quality,
-                           claims.matches(family, margin), claims.savings(family),
-                           claims.gains(family), claims.depth_limits(family)))
-    return made
+        by_domain.setdefault(front.modality, {})[front.quality] = front.direction
+    return [(domain, one) for domain, qualities in by_domain.items()
+            for one in upstream_agreements(select(found, found.domain == domain),
+                                           list(qualities.items()))]
+
+
+def show_agreements(console: Console, made: Sequence[tuple[str, Agreement]]) -> None:
+    """Prints one table of all domains."""
+    rows = [(domain, one.upstream[0], one.downstream[0], interval(one.kendall, "{:.2f}"),
+             interval(one.spearman, "{:.2f}"), one.inverted, one.decided) for domain, one in made]
+    if rows:
+        console.print(table(["domain", "upstream", "against", "Kendall's tau:", "Spearman's rho:",
+                             "turn around:", "of decided pairs:"], rows,
+                            "Upstream against downstream, better is positive"))
 
 
 def document(made: Sequence[Claims]) -> list[dict[str, Any]]:
@@ -78,12 +72,3 @@ def show(console: Console, made: Sequence[Claims]) -> None:
             end = f"{limit.best.high:.0f}" if limit.best.high is not None else "not seen"
             console.print(f"{shorten(limit.base)}: at equal cost best at {limit.best.estimate:.0f} "
                           f"layers [{limit.best.low or 0:.0f}, {end}]", markup=False)
-
-
-def interval(one: Interval | None, form: str = "{:+.4g}") -> str:
-    """An estimate with its bounds, "?" for a bound outside what was measured."""
-    if one is None or (one.estimate is None and one.low is None and one.high is None):
-        return "–"
-    middle, low, high = ("?" if v is None else form.format(v)
-                         for v in (one.estimate, one.low, one.high))
-    return middle if low == high == "?" else f"{middle} [{low}, {high}]"

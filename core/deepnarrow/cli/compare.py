@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.cli.analysis import axis, load_table
-from deepnarrow.cli.claims import interval
 from deepnarrow.cli.output import Output, table
 from deepnarrow.cli.parser import number
 from deepnarrow.errors import InputError, shorten
+from deepnarrow.report.text import interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -151,7 +151,7 @@ def _show(console: Console, made: Comparison, beside: Comparison | None) -> None
         reason = made.reasons.get(domain)
         console.print(f"DeepNarrow, {shorten(domain)}: {verdict or 'no verdict'}"
                       + (f" ({reason})" if reason else ""), markup=False)
-    console.print(f"(at most {made.margin:g} worse at <= {1 - made.saving:.0%} of the cost; 90% "
+    console.print(f"(at most {made.margin:g} worse at <= {1 - made.saving:.0%} of the cost; 95% "
                   "intervals, simultaneous over shapes and domains)", markup=False)
     for domain in [one for one in domains if one in made.outside or one in made.left_out]:
         what = [f"{len(made.outside.get(domain, ()))} outside the reference's range",
@@ -162,9 +162,12 @@ def _show(console: Console, made: Comparison, beside: Comparison | None) -> None
 
 
 def _show_tau(console: Console, made: Comparison) -> None:
+    from deepnarrow.bootstrap import Interval
+
     tau = made.tau
     if tau.estimate is None:
         console.print(f"Kendall's tau-b: none ({tau.method})", markup=False)
         return
-    console.print(f"Kendall's tau-b of {len(tau.operators)} shared operators: {tau.estimate:.2f} "
-                  f"[{tau.low:.2f}, {tau.high:.2f}], p = {tau.p:.3g} ({tau.method})", markup=False)
+    shown = interval(Interval(tau.estimate, tau.low, tau.high, ""), "{:.2f}")
+    console.print(f"Kendall's tau-b of {len(tau.operators)} shared operators: {shown}, "
+                  f"p = {tau.p:.3g} ({tau.method})", markup=False)

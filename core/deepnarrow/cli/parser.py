@@ -345,10 +345,28 @@ def _compare(parser: Parser) -> None:
 
 
 def _report(parser: Parser) -> None:
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study")
+    _tables(parser)
     parser.add_argument("--out", metavar="PATH", action=Once, required=True,
-                        help="the page, if it ends in .html, else a folder for report.html; the "
-                             "figures go beside the page")
+                        help="the page, if it ends in .html, else a folder for report.html; its "
+                             "figures (PNG, SVG) and tables (CSV) go beside the page")
+    parser.add_argument("--cost", metavar="NAME[:min]", action="append", default=[],
+                        help="a cost column of a file; several may be given")
+    parser.add_argument("--quality", metavar="NAME[:min|max]", action="append", default=[],
+                        help="a quality column of a file; several may be given")
+    _by(parser)
+
+
+def _new_plugin(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of the modality")
+    parser.add_argument("--out", metavar="DIR", action=Once,
+                        help="a new folder (default: deepnarrow-NAME here)")
+
+
+def _check(parser: Parser) -> None:
+    parser.add_argument("modality", metavar="MODALITY", help="deepnarrow list modalities")
+    parser.add_argument("--architecture", metavar="NAME", action=Once, default="transformer",
+                        help="what fills its stacks (default: transformer)")
+    _set(parser, "OPTION=VALUE", "a data option, e.g. where its files are; several may be given")
 
 
 def _merge(parser: Parser) -> None:
@@ -408,6 +426,9 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "pareto": ("which shapes are worth their cost", "deepnarrow.cli.analysis:pareto", _pareto),
     "fit": ("scaling laws, with intervals or a refusal", "deepnarrow.cli.fit:run", _fit),
     "compare": ("does it hold in another domain?", "deepnarrow.cli.compare:run", _compare),
+    "new-plugin": ("write a distribution that registers a modality",
+                   "deepnarrow.cli.newplugin:run", _new_plugin),
+    "check": ("does a modality keep its promises?", "deepnarrow.cli.check:run", _check),
     "merge": ("join records of studies that ran apart", "deepnarrow.cli.merge:run", _merge),
-    "report": ("write a study's report again", "deepnarrow.cli.analysis:report", _report),
+    "report": ("pictures and tables of studies, files", "deepnarrow.cli.analysis:report", _report),
 }

@@ -1,4 +1,4 @@
-"""The figures: Vega-Lite specifications, drawn offline by vl-convert as SVG (page) and PNG (files).
+"""The figures: Vega-Lite specifications, which `render.py` draws.
 
 They are plain dicts: to build them through Altair took three times as long as to draw them (it
 validates and copies every part); the tests validate them with Altair instead. Every chart has a
@@ -8,16 +8,10 @@ Ito's (2008), distinguishable with any colour vision.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import vl_convert
-from PIL import Image
 
 from deepnarrow.pareto import Front, FrontPoint
 from deepnarrow.report import text
@@ -32,8 +26,6 @@ MAX_STEPS = 160  # points of a curve, drawn
 LABEL_LIMIT = 22
 CHARACTER = 5.6  # pixels, mean width at the labels' size
 
-# Vl-convert ships this font, so a PNG needs none from the system; browsers have its metric twins.
-FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 INK, MUTED, GRID, BLUE = "#1f2933", "#5f6b7a", "#e4e8ed", "#0072B2"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ([1, 0], [6, 3], [2, 2])
@@ -62,8 +54,8 @@ def front_chart(front: Front) -> Spec:
              "low": p.quality_mean - (p.quality_sd or 0),
              "high": p.quality_mean + (p.quality_sd or 0),
              "front": p.on_front, "says": _describe(front, p)} for p in points]
-    x_domain = _log_domain([row["x"] for row in rows])
-    y_domain = _domain([row[end] for row in rows for end in ("low", "high")])
+    x_domain = log_domain([row["x"] for row in rows])
+    y_domain = linear_domain([row[end] for row in rows for end in ("low", "high")])
     x = {"field": "x", "type": "quantitative", "title": _cost_title(front),
          "scale": {"type": "log", "domain": x_domain, "nice": False},
          "axis": {"values": log_ticks(*x_domain), "format": ".3~s",
@@ -132,7 +124,7 @@ def _describe(front: Front, point: FrontPoint) -> str:
 
 
 def _cost_title(front: Front) -> str:
-    title = COST_AXES.get(front.cost, text.COST_TITLES[front.cost])
+    title = COST_AXES.get(front.cost, text.cost_title(front.cost))
     return f"{title}, {text.plain(front.machine, 40)}" if front.machine else title
 
 
@@ -150,14 +142,14 @@ def _place(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low)
 
 
-def _domain(values: Sequence[float]) -> list[float]:
+def linear_domain(values: Sequence[float]) -> list[float]:
     """Linear limits around `values` with room for labels; never empty."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     room = (high - low) * 0.12 or abs(high) * 0.1 or 1.0
     return [low - room, high + room]
 
 
-def _log_domain(values: Sequence[float]) -> list[float]:
+def log_domain(values: Sequence[float]) -> list[float]:
     low, high = (min(values), max(values)) if values else (1.0, 10.0)
     room = max((high / low) ** 0.14, 1.12)
     return [low / room, high * room]
@@ -274,55 +266,3 @@ def _curve_title(name: str) -> str:
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     stride = max(1, math.ceil(len(points) / MAX_STEPS))
     return [*points[:-1:stride], points[-1]]
-
-
-# --- rendering -----------------------------------------------------------------------------------
-def grid(rows: Sequence[Sequence[Spec]], title: str) -> Spec:
-    """Puts charts into one figure, each with scales of its own."""
-    own = {"scale": {"color": "independent", "strokeDash": "independent"}}
-    return {"vconcat": [{"hconcat": row, "spacing": 28, "resolve": own} for row in rows],
-            "spacing": 26, "title": {"text": text.plain(title, 100), "anchor": "start",
-                                     "fontSize": 15, "offset": 14}}
-
-
-def _themed(chart: Spec) -> Spec:
-    axis = {"grid": True, "gridColor": GRID, "domainColor": "#c5ccd4", "tickColor": "#c5ccd4",
-            "labelColor": MUTED, "titleColor": INK, "titleFontWeight": "normal",
-            "titleFontSize": 11, "labelFontSize": 10, "tickSize": 4, "titlePadding": 8,
-            "labelFlush": False}
-    return {**chart, "background": "white", "padding": 6, "config": {
-        "font": FONT, "view": {"stroke": None}, "axis": axis,
-        "title": {"color": INK, "fontWeight": 600},
-        "legend": {"labelColor": INK, "labelFontSize": 10.5, "columnPadding": 14}}}
-
-
-def to_png(chart: Spec) -> bytes:
-    """Renders `chart` at twice its size, in 128 colours: a tenth of the bytes."""
-    drawn = vl_convert.vegalite_to_png(_themed(chart), scale=2)
-    reduced = Image.open(io.BytesIO(drawn)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    file = io.BytesIO()
-    reduced.save(file, "PNG", optimize=True)
-    return file.getvalue()
-
-
-def to_svg(chart: Spec, label: str) -> str:
-    """Renders `chart` as an SVG element for a page: it scales down, and points tell what they are.
-
-    Args:
-      chart: what to draw.
-      label: what it shows, for those who cannot see it.
-    """
-    source = vl_convert.vegalite_to_svg(_themed(chart))
-    # Inside HTML the elements need no namespace, and the page then holds no address at all.
-    root = ET.fromstring(re.sub(r' xmlns(:xlink)?="[^"]*"', "", source, count=2))
-    width = root.attrib.pop("width")
-    root.attrib.pop("height")
-    root.attrib.update({"role": "img", "aria-label": text.plain(label),
-                        "style": f"width:100%;max-width:{round(1.2 * float(width))}px"})
-    for element in root.iter():
-        if element.get("aria-roledescription") == "point":
-            ET.SubElement(element, "title").text = element.get("aria-label")
-        for name in ("role", "aria-roledescription", "aria-label", "aria-hidden"):
-            if element is not root:
-                element.attrib.pop(name, None)
-    return ET.tostring(root, encoding="unicode")

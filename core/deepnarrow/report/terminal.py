@@ -35,7 +35,7 @@ def _table(group: list[Front]) -> Table:
     table.add_column("Shape", no_wrap=True)
     for front in group:
         machine = f" ({front.machine})" if front.machine else ""
-        table.add_column(_cell(cost_title(front.cost) + machine), justify="right")
+        table.add_column(_cell(text.cost_title(front.cost) + machine), justify="right")
     table.add_column(f"Mean ± sd ({better} is better)", justify="right")
     table.add_column("Seeds", justify="right")
     places = [{point.name: point for point in front.points} for front in group]
@@ -45,11 +45,6 @@ def _table(group: list[Front]) -> Table:
         quality = text.quality(point.quality_mean, point.quality_sd)
         table.add_row(_cell(name, 60), *costs, quality, str(point.n))
     return table
-
-
-def cost_title(name: str) -> str:
-    """Names a cost column in words; a column of somebody's table keeps its name."""
-    return text.COST_TITLES.get(name) or text.plain(name, 60)
 
 
 def _cost(front: Front, point: FrontPoint | None) -> Text:
@@ -92,7 +87,7 @@ def _joint_table(front: JointFront) -> Table:
                   caption=_cell(note, 600), caption_justify="left")
     table.add_column("Shape", no_wrap=True)
     for name in front.cost:
-        table.add_column(_cell(cost_title(name)), justify="right")
+        table.add_column(_cell(text.cost_title(name)), justify="right")
     for name, way in zip(front.quality, front.directions[len(front.cost) :], strict=True):
         better = "lower" if way == "min" else "higher"
         table.add_column(_cell(f"{text.quality_title(name)} ({better} is better)"), justify="right")

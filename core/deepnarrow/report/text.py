@@ -6,6 +6,10 @@ import html
 import math
 import re
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepnarrow.bootstrap import Interval
 
 _ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)", re.DOTALL)
 # Control, format (zero width, bidirectional overrides) and surrogate characters; line separators.
@@ -96,6 +100,30 @@ def cost(name: str, value: float | None) -> str:
         number = shown.rstrip("kMGTP")
         return shown if shown == NONE else f"{number} {shown[len(number) :]}B"
     return count(value, "B" if name.startswith("params") else "G")
+
+
+def interval(one: Interval | None, form: str = "{:+.4g}") -> str:
+    """An estimate with its bounds, "?" for a bound outside what was measured.
+
+    >>> from deepnarrow.bootstrap import Interval
+    >>> interval(Interval(0.5, 0.25, None, "t")), interval(None)
+    ('+0.5 [+0.25, ?]', '–')
+    """
+    if one is None or (one.estimate is None and one.low is None and one.high is None):
+        return NONE
+    middle, low, high = ("?" if v is None else form.format(v)
+                         for v in (one.estimate, one.low, one.high))
+    return middle if low == high == "?" else f"{middle} [{low}, {high}]"
+
+
+def share(one: Interval | None) -> str:
+    """An interval of shares, in percent."""
+    return interval(one, "{:.0%}")
+
+
+def cost_title(name: str) -> str:
+    """Names a cost in words; a column of somebody's table keeps its name."""
+    return COST_TITLES.get(name) or plain(name, 60)
 
 
 def quality_title(name: str) -> str:

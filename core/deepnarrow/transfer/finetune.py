@@ -37,7 +37,7 @@ from deepnarrow.records import CurvePoint, Status
 from deepnarrow.shape import Shape
 from deepnarrow.sharding import Layout, on_every_host
 from deepnarrow.step import Program, make_program, metric_names
-from deepnarrow.train import train
+from deepnarrow.train import evaluate, train
 from deepnarrow.transfer import apply_all
 from deepnarrow.transfer.fewshot import check_labels, majority_accuracy
 from deepnarrow.transfer.mixture import mix
@@ -92,11 +92,14 @@ class TaskResult:
         the task serves it, of the one that is best there.
       steps: updates after which the checkpoint was chosen that scores on a split.
       params: of the checkpoint chosen.
+      loss: on `test`; ranks by a metric that saturates and by one that does not can differ with the
+        same models, so it stands beside the metric.
     """
 
     scores: Mapping[str, Scores]
     steps: Mapping[str, int]
     params: Params
+    loss: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +238,9 @@ def finetune(
     status, found, last = result.status, {}, result.state.eval_params
     try:
         for task in ft.tasks if status == "done" else ():
-            found[task.name] = _task_result(task, selection, selection.params(task, last), score)
+            chosen = selection.params(task, last)
+            found[task.name] = _task_result(task, selection, chosen, score, evaluate(
+                ft.program, chosen, task.examples("test"), config.batch_size, should_stop)["loss"])
     except Preempted:
         status, found = "preempted", {}
     return FineTuneResult(result.curve, found, last, status, tuple(reinitialised))
@@ -243,7 +248,7 @@ def finetune(
 
 def _task_result(
     task: Task, selection: Selection, params: Params,
-    score: Callable[[Params, Task, str], Scores],
+    score: Callable[[Params, Task, str], Scores], loss: float,
 ) -> TaskResult:
     """The first and only look at the test split: with the checkpoint chosen without it."""
     chosen = {split: selection.choices[task.name, split] for split in (VALIDATION, FULL_VALIDATION)
@@ -251,7 +256,7 @@ def _task_result(
     scores = {split: choice.scores for split, choice in chosen.items()}
     steps = {split: choice.step for split, choice in chosen.items()}
     return TaskResult({**scores, "test": score(params, task, "test")},
-                      {**steps, "test": steps[VALIDATION]}, params)
+                      {**steps, "test": steps[VALIDATION]}, params, loss)
 
 
 def _check_new(ft: FineTuneProgram, reinitialised: Sequence[Path]) -> None:

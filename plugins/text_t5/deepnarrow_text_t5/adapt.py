@@ -26,5 +26,7 @@ def adapt(
         if source != target:
             raise InputError("text_t5 transfer", f"{option} differs from pre-training's",
                              got=target, expected=source,
-                             hint="fine-tune with the vocabulary and options of pre-training")
+                             hint="name the model's own SentencePiece file: data.vocabulary=PATH"
+                             if option == "vocab_size" else
+                             "fine-tune with the options of pre-training")
     return params, ()

@@ -106,9 +106,9 @@ def _open_one(text: str) -> list[Part]:
     if kind_name == "tfds":
         from deepnarrow_text_t5.tfdsreader import tfds_parts
 
-        return tfds_parts(Path(path), column)
+        return tfds_parts(Path(path).expanduser(), column)
     return [_file_part(file, split, kind, column)
-            for split, file in _split_files(where, path, kind)]
+            for split, file in _split_files(where, os.path.expanduser(path), kind)]
 
 
 def _stdlib_parts() -> list[Part]:
@@ -165,6 +165,8 @@ def find_files(where: str, path: str, kind: Kind) -> list[Path]:
         return sorted(found)
     if glob.has_magic(path):
         raise InputError(where, "no file matches", got=path, hint="is the folder right?")
+    if place.exists():
+        raise InputError(where, "is neither a file nor a folder", got=path)
     names = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
     near = suggest(place.name, names)
     raise InputError(where, "no such file or folder", got=path,
@@ -199,6 +201,12 @@ def _read_tsv(path: Path, column: str, start: int) -> Iterator[tuple[str, float]
     where = f"file '{path}'"
     _, first, _ = next(lines, (1, b"", 0.0))
     names = decode(first, path, 1).split("\t")
+    if names == [""]:
+        raise InputError(where, "has no names of columns in its first line", got="an empty line",
+                         expected=f"names with tabs between, {column} among them")
+    if names.count(column) > 1:
+        raise InputError(where, f"has the column {column!r} more than once",
+                         got=", ".join(names), hint="rename one of them")
     if column not in names:
         raise no_column(where, column, names, "")
     index = names.index(column)

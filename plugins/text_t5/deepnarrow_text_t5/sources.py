@@ -88,16 +88,25 @@ def _own(data_options: ConfigDict) -> dict[str, Any]:
 @functools.cache
 def _open(items: tuple[tuple[str, Any], ...]) -> TextData:
     options = dict(items)
-    objective = OBJECTIVES[options["objective"]]
-    # The lengths need no vocabulary: what is wrong with them is said before anything is read.
-    noise = Noise(options["noise_density"], options["mean_span_length"], 0, 0)
-    lengths = objective.lengths(options["input_length"], noise)
+    # What is wrong with the lengths is said before anything is read.
+    objective, noise, lengths = _lengths(options)
     vocabulary, splits = _tokens(options)
     noise = dataclasses.replace(noise, first_sentinel=vocabulary.first_sentinel,
                                 num_pieces=vocabulary.num_pieces)
     return TextData(splits, vocabulary, objective, noise, lengths,
                     cut=options["documents"] == "cut",
                     validation_examples=options["validation_examples"])
+
+
+def _lengths(options: Mapping[str, Any]) -> tuple[Objective, Noise, Lengths | SpanLengths]:
+    """The objective, its noise without the ids of a vocabulary, and its segments' lengths.
+
+    Raises:
+      InputError: there can be no such lengths.
+    """
+    objective = OBJECTIVES[options["objective"]]
+    noise = Noise(options["noise_density"], options["mean_span_length"], 0, 0)
+    return objective, noise, objective.lengths(options["input_length"], noise)
 
 
 def _tokens(options: Mapping[str, Any]) -> tuple[Vocabulary, Mapping[str, Tokens]]:
@@ -191,6 +200,7 @@ def prepare(
     if data_options.vocabulary == "":
         check_pieces(data_options.num_pieces)
     own = _own(data_options)
+    _lengths(own)  # not after the hours that a large corpus takes
     store = build_store(store_settings(own), directory, progress)
     data = _open(tuple((own | {"source": f"{PREPARED}{directory}"}).items()))
     splits: dict[str, Any] = {

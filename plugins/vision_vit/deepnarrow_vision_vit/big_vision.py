@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,7 @@ def fewshot_accuracy(
 
 # --- the config style ---------------------------------------------------------------------------
 _SAME = ("pool_type", "head_zeroinit", "scan", "num_classes")
+_PATCH = re.compile(r"[1-9][0-9]{0,3}")
 _FIELDS = ("variant", "width", "depth", "mlp_dim", "num_heads", "patch_size", "posemb", "rep_size",
            "dropout", "remat_policy", "dtype_mm", *_SAME)
 
@@ -191,12 +193,11 @@ def read_model_config(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             raise InputError(where, f"{key!r} is no field of its ViT",
                              hint=f"did you mean {near}?" if near else None)
     expression, width = _expression(model, where)
-    rep_size = model.get("rep_size", False)
     options: dict[str, Any] = {
         "position": model.get("posemb", "learn"), "pool_type": model.get("pool_type", "gap"),
-        "rep_size": width if rep_size is True else int(rep_size or 0),
+        "rep_size": _rep_size(model, width, where),
         "head_zeroinit": model.get("head_zeroinit", True),
-        "dropout_rate": float(model.get("dropout", 0.0)), "scan": model.get("scan", False),
+        "dropout_rate": _dropout(model, where), "scan": model.get("scan", False),
         "compute_dtype": model.get("dtype_mm", "float32"), "remat": _remat(model, where)}
     if options["pool_type"] not in ("gap", "tok", "map"):
         raise InputError(where, "its pooling is none of ours", got=options["pool_type"],
@@ -209,14 +210,13 @@ def read_model_config(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _expression(model: Mapping[str, Any], where: str) -> tuple[str, int]:
     """The shape expression, and the width."""
     variant = str(model.get("variant") or "B")
-    name, _, patch = variant.partition("/")
-    if name not in PRESETS or name == "tiny":
+    name, slash, patch = variant.partition("/")
+    if name not in PRESETS or name == "tiny" or (slash and not _PATCH.fullmatch(patch)):
         raise InputError(where, "unknown variant", got=variant,
                          expected=f"one of {', '.join(n for n in PRESETS if n != 'tiny')}, "
                                   "perhaps with /16")
     base = PRESETS[name].shape
-    size = model.get("patch_size", int(patch) if patch.isdecimal() else 16)
-    size = size if isinstance(size, int) else _side(size, where)
+    size = _side(model.get("patch_size", int(patch or 16)), where)
     # Without a variant the MLP is four times as wide as the model.
     width = _number(model, "width", base.d_model, where)
     mlp = base.d_ff if model.get("variant") else 4 * width
@@ -243,10 +243,29 @@ def _number(model: Mapping[str, Any], name: str, default: int, where: str) -> in
 
 
 def _side(size: Any, where: str) -> int:
-    sides = {int(side) for side in size}
-    if len(sides) != 1:
-        raise InputError(where, "patches are square here", got=f"patch_size {tuple(size)}")
-    return sides.pop()
+    """The side of a patch: a positive integer, or a pair of the same one."""
+    sides = size if isinstance(size, (tuple, list)) else (size,)
+    if not sides or any(type(side) is not int or side < 1 for side in sides):
+        raise InputError(where, "patch_size is no positive integer, and no two of them",
+                         got=repr(size))
+    if len(set(sides)) != 1:
+        raise InputError(where, "patches are square here", got=f"patch_size {tuple(sides)}")
+    return sides[0]
+
+
+def _rep_size(model: Mapping[str, Any], width: int, where: str) -> int:
+    """The width of `pre_logits`: the model's own for True, none for False."""
+    value = model.get("rep_size", False)
+    if type(value) not in (bool, int) or value < 0:
+        raise InputError(where, "rep_size is no bool and no integer >= 0", got=repr(value))
+    return width if value is True else int(value)
+
+
+def _dropout(model: Mapping[str, Any], where: str) -> float:
+    value = model.get("dropout", 0.0)
+    if type(value) not in (int, float):
+        raise InputError(where, "dropout is no number", got=repr(value))
+    return float(value)
 
 
 def _remat(model: Mapping[str, Any], where: str) -> str:

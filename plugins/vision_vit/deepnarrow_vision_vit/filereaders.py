@@ -81,15 +81,26 @@ def _folder_pool(root: Path, where: str, folders: list[Path], classes: list[str]
         try:
             return files[i].read_bytes()
         except OSError as error:
-            raise InputError(where, f"cannot read {shorten(names[i])}: {error.strerror}") from error
+            raise _unreadable(where, names[i], error) from error
+
+    def mark(i: int) -> str:
+        try:
+            return stamp(files[i])
+        except OSError as error:  # a link to nowhere, or a file that has gone since
+            raise _unreadable(where, names[i], error) from error
 
     @functools.cache
     def index() -> Index:
-        return build_index(f"folder {root.resolve()}", names, [stamp(f) for f in files],
+        return build_index(f"folder {root.resolve()}", names, [mark(i) for i in range(len(files))],
                            lambda i: (read(i), -1))
 
     return Pool(where, labels=lambda: array, read=read, describe=lambda i: names[i], index=index,
                 sorted_by_class=True)
+
+
+def _unreadable(where: str, name: str, error: OSError) -> InputError:
+    return InputError(where, f"cannot read {shorten(name)}: {error.strerror}",
+                      hint="mend or remove it")
 
 
 # --- tensorflow-datasets --------------------------------------------------------------------------
@@ -111,7 +122,11 @@ def open_tfds(folder: Path, where: str) -> ImageSet:
                  "--out_file_format array_record")
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder))
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:  # a damaged folder makes it raise nearly anything
+        raise InputError(where, "tensorflow-datasets cannot open it", got=error,
+                         hint="prepare it again") from error
     stored: Any = builder.info.features
     features: dict[str, Any] = dict(stored.items())
     num_classes = getattr(features.get("label"), "num_classes", None)
@@ -125,11 +140,14 @@ def open_tfds(folder: Path, where: str) -> ImageSet:
 
 def _tfds_info(folder: Path, where: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / "dataset_info.json").read_text())
-    except (OSError, ValueError) as error:
+        info = json.loads((folder / "dataset_info.json").read_text())
+    except (OSError, ValueError):
+        info = None
+    if not isinstance(info, dict):
         raise InputError(where, "is no folder of a prepared data set",
                          expected="dataset_info.json inside, e.g. .../cifar10/3.0.2",
-                         hint="give the folder of the version, not the one above") from error
+                         hint="give the folder of the version, not the one above")
+    return info
 
 
 def _tfds_pool(builder: Any, folder: Path, split: str, where: str, num_classes: int) -> Pool:
@@ -221,7 +239,10 @@ def _read_parquet(files: list[Path], where: str) -> pa.Table:
             raise InputError(where, "has rows without image or label", got=path.name)
         tables.append(pa.table({"image": column.cast(pa.large_binary()),
                                 "label": table.column("label")}))
-    return pa.concat_tables(tables)
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")  # int32 with int64: int64
+    except pa.ArrowException as error:
+        raise InputError(where, "the files' columns of labels differ in kind", got=error) from error
 
 
 def _parquet_labels(columns: Mapping[str, pa.ChunkedArray], where: str) -> dict[str, np.ndarray]:

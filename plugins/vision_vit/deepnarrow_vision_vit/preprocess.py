@@ -234,6 +234,7 @@ class Flip:
         return image.transpose(Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
     def result(self, form: Form) -> Form:
+        _needs(form, "uint8")
         return form
 
 

@@ -84,10 +84,11 @@ def open_set(source: str) -> ImageSet:
                          expected=f"digits, or one of {', '.join(f'{k}:PATH' for k in openers)}",
                          hint=f"did you mean {near}?" if near and near != kind else None)
     where = f"source '{source}'"
-    if not Path(path).exists():
+    place = Path(path).expanduser()
+    if not place.exists():
         raise InputError(where, "there is no such file or folder", got=path,
                          hint="give the path of data that is on this machine")
-    return openers[kind](Path(path), where)
+    return openers[kind](place, where)
 
 
 def _openers() -> dict[str, Callable[[Path, str], ImageSet]]:
@@ -119,9 +120,9 @@ def check_labels(
     bad = (whole != labels) | (whole < 0) | (whole >= (num_classes or 2**31))
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        high = num_classes - 1 if num_classes else "..."
-        raise InputError(where, f"label {first} is out of range", got=labels[first],
-                         expected=f"integers 0..{high}")
+        raise InputError(
+            where, f"label {first} is out of range", got=labels[first],
+            expected=f"integers 0..{num_classes - 1}" if num_classes else "integers from 0 up")
     return whole
 
 
@@ -155,8 +156,9 @@ def array_pool(where: str, pixels: np.ndarray, labels: np.ndarray) -> Pool:
     if pixels.ndim == 3:
         pixels = pixels[..., None]  # [n, h, w] -> [n, h, w, 1]
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
-        hint = {"f": "scale to 0..255 and .astype(np.uint8)",
-                "u": "16 bits: (images >> 8).astype(np.uint8)"}.get(pixels.dtype.kind)
+        hint = {np.float32: "scale to 0..255 and .astype(np.uint8)",
+                np.float64: "scale to 0..255 and .astype(np.uint8)",
+                np.uint16: "16 bits: (images >> 8).astype(np.uint8)"}.get(pixels.dtype.type)
         raise InputError(where, "images are no bytes",
                          got=f"{pixels.dtype} {list(pixels.shape)}",
                          expected="uint8 [n, height, width] or [n, height, width, channels]",

@@ -175,11 +175,13 @@ def _own_size(forms: list[Form], options: Mapping[str, Any]) -> int:
     """The one size of all images; 0 where a chain decides it."""
     if options["eval_pp"]:
         return 0
-    sides = {side for form in forms for side in (form.height, form.width)}
-    if len(sides) > 1:
-        raise InputError(f"{WHERE}.image_size", "is needed: the images differ in size",
+    sizes = {(form.height, form.width) for form in forms}
+    height, width = next(iter(sizes))
+    if len(sizes) > 1 or height != width:
+        why = "differ in size" if len(sizes) > 1 else f"are no squares but {height} x {width}"
+        raise InputError(f"{WHERE}.image_size", f"is needed: the images {why}",
                          hint="e.g. image_size=224, or end eval_pp in a crop or resize")
-    return sides.pop() or 0
+    return height or 0
 
 
 def _chain(steps: Any, where: str, size: int, channels: int, convert: Any) -> Chain:

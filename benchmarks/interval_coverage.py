@@ -1,7 +1,7 @@
 """Do 90% intervals cover the truth? Synthetic studies with a planted one, at few seeds and few
 shapes.
 
-    python benchmarks/coverage.py --studies 500 --json coverage.json
+    python benchmarks/interval_coverage.py --studies 500 --json coverage.json
 
 Every study draws true means of `shapes` shapes (half of them a reference family on a line over log
 cost, half deep-narrow ones between them; each with an effect of its own), adds Gaussian noise of
@@ -26,7 +26,15 @@ import numpy as np
 from deepnarrow import files
 from deepnarrow.bootstrap import Interval, contrasts
 from deepnarrow.claims import front_cost, gains, savings
-from deepnarrow.compare import MARGIN, SAVING, judge
+from deepnarrow.compare import (
+    MARGIN,
+    MIN_SHARED,
+    SAVING,
+    judge,
+    kendall_tau,
+    kendall_variance,
+    rank_interval,
+)
 from deepnarrow.lawforms import POWER
 from deepnarrow.laws import fit
 from deepnarrow.operators import Family, curve_weights, effect_contrasts, family_of
@@ -92,6 +100,19 @@ def study(shapes: int, seeds: int, number: int) -> Iterator[tuple[str, float]]:
         assert point.membership is not None
         yield f"on the true front, membership {_bin(point.membership)}", float(margins[i] >= 0)
     yield from _null(shapes, seeds, rng)
+    if shapes >= MIN_SHARED:
+        yield from _tau(shapes, rng)
+
+
+def _tau(shapes: int, rng: np.random.Generator) -> Iterator[tuple[str, float]]:
+    """Rank correlation of operators that two domains rank alike to a degree, normal or mixed."""
+    for tau in (0.0, 0.5, 0.9):
+        rho = math.sin(math.pi / 2 * tau)  # of normal pairs with that tau
+        one, other = rng.standard_normal((2, shapes))
+        other = rho * one + math.sqrt(1 - rho ** 2) * other
+        found = float(kendall_tau(one, other))
+        low, high = rank_interval(found, kendall_variance(shapes), np.array([found]))
+        yield f"tau, {tau:g} planted", low <= tau <= high
 
 
 def _bin(share: float) -> str:
@@ -175,15 +196,17 @@ def main() -> None:
     """Runs the cells that are not done and prints one table of all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, help="number of the first study, its seed: "
+                        "figures are reported of studies that nothing was chosen with")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    last = options.first + options.studies
     done: dict[str, dict[str, tuple[float, int]]] = {}
     if options.json and options.json.exists():
         done = json.loads(options.json.read_text())
     parts = {f"{k} shapes, {n} seeds, studies {first}+": (
-        k, n, range(first, min(first + BATCH, options.studies)))
-        for k, n in itertools.product(SHAPES, SEEDS)
-        for first in range(0, options.studies, BATCH)}
+        k, n, range(first, min(first + BATCH, last)))
+        for k, n in itertools.product(SHAPES, SEEDS) for first in range(options.first, last, BATCH)}
     todo = [name for name in parts if name not in done]
     with ProcessPoolExecutor(2) as pool:
         for name, made in zip(todo, pool.map(cell, [parts[one] for one in todo]), strict=True):

@@ -1,0 +1,55 @@
+"""`deepnarrow check`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+from deepnarrow.cli.output import Output, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deepnarrow.testing import CheckResult
+
+EXIT_FAILED = 4
+
+
+def run(options: argparse.Namespace) -> Output:
+    """Runs every check of the kit on one modality."""
+    from deepnarrow.environment import enable_compilation_cache
+    from deepnarrow.settings import Report, parse_settings
+    from deepnarrow.testing import check_modality, make_subject
+
+    report = Report("")
+    data: dict[str, Any] = {}
+    for keys, value in parse_settings(options.settings, report).items():
+        table_ = data
+        for key in keys[:-1]:
+            table_ = table_.setdefault(str(key), {})
+        table_[str(keys[-1])] = value
+    report.raise_any()
+    subject = make_subject(options.modality, options.architecture, data)
+    subject.data_options  # noqa: B018 - bad settings are an error of the user's, not a failed check
+    enable_compilation_cache()
+    results = check_modality(subject, on_fail="return", on_result=_say)
+    failed = [result for result in results if not result.ok]
+    document = {"modality": options.modality, "ok": not failed,
+                "checks": [dataclasses.asdict(result) for result in results]}
+    return Output(document, lambda console: _show(console, results),
+                  EXIT_FAILED if failed else 0)
+
+
+def _say(result: CheckResult) -> None:
+    print(f"{result.outcome:>10}  {result.seconds:6.1f} s  {result.name}", file=sys.stderr,
+          flush=True)
+
+
+def _show(console: Console, results: list[CheckResult]) -> None:
+    failed = [result for result in results if not result.ok]
+    if failed:
+        console.print(table(["check", "what to change"], [(r.name, r.message) for r in failed]))
+    console.print(f"{len(results) - len(failed)} of {len(results)} checks passed in "
+                  f"{sum(result.seconds for result in results):.0f} s")

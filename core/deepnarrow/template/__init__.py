@@ -1,0 +1,1 @@
+"""Texts of a new plugin; see `newplugin.py`."""

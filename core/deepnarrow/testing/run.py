@@ -1,0 +1,114 @@
+"""Running the checks: as a list, as results, as pytest's parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from deepnarrow.errors import InputError, shorten, suggest
+from deepnarrow.modality import Modality
+from deepnarrow.testing.checks import CHECKS
+from deepnarrow.testing.subject import CheckFailed, Subject, make_subject
+
+Outcome = Literal["passed", "failed", "expected", "unexpected"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckResult:
+    """How one check ended.
+
+    Attributes:
+      name: of the check, without `check_`.
+      outcome: `passed`; `failed`; `expected`, it failed as its author said it would; `unexpected`,
+        it passed though its author said it would fail.
+      message: what must change; why it was expected to fail; else "".
+      seconds: that it took.
+    """
+
+    name: str
+    outcome: Outcome
+    message: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the modality is as its author says."""
+        return self.outcome in ("passed", "expected")
+
+
+def modality_checks(subject: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yields every check of a modality: its name and a function that raises `CheckFailed`."""
+    for name, check in CHECKS.items():
+        yield name, functools.partial(check, subject)
+
+
+def check_modality(
+    modality: str | Modality | Subject,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    on_fail: Literal["raise", "return"] = "raise",
+    on_result: Callable[[CheckResult], None] | None = None,
+) -> list[CheckResult]:
+    """Runs every check of a modality.
+
+    Args:
+      modality: registered by that name, given, or a subject with an architecture and data options.
+      expected_failures: check -> reason why it cannot pass yet. It is run all the same.
+      on_fail: raise at the first that is not as expected, or return all results.
+      on_result: called after each check.
+
+    Raises:
+      CheckFailed: a check failed, or one passed that was expected to fail.
+      InputError: `expected_failures` names no check.
+    """
+    subject = modality if isinstance(modality, Subject) else make_subject(modality)
+    expected = expected_failures or {}
+    for name in expected:
+        if name not in CHECKS:
+            near = suggest(name, CHECKS)
+            raise InputError("expected_failures", "no check has that name", got=name,
+                             hint=f"did you mean {near}?" if near else None)
+    results = []
+    for name, check in modality_checks(subject):
+        result = _run(name, check, expected.get(name))
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
+        if on_fail == "raise" and not result.ok:
+            raise CheckFailed(f"check_{name}: {result.message}")
+    return results
+
+
+def parametrize_with_checks(modalities: Sequence[str | Modality | Subject]) -> Any:
+    """A pytest decorator: the test gets `check`, once for every check of every modality."""
+    import pytest
+
+    subjects = [m if isinstance(m, Subject) else make_subject(m) for m in modalities]
+    return pytest.mark.parametrize("check", [
+        pytest.param(check, id=f"{subject.modality.name}-{name}")
+        for subject in subjects for name, check in modality_checks(subject)])
+
+
+def _run(name: str, check: Callable[[], None], expected: str | None) -> CheckResult:
+    start = time.monotonic()
+    try:
+        check()
+    except CheckFailed as error:
+        failure: str | None = str(error)
+    except Exception as error:
+        # A plugin may raise anything: that is a failure of this check, and the next ones go on.
+        failure = f"{type(error).__name__} while it ran: {shorten(error, 300)}"
+    else:
+        failure = None
+    seconds = time.monotonic() - start
+    if failure is None:
+        if expected is None:
+            return CheckResult(name, "passed", "", seconds)
+        return CheckResult(name, "unexpected", f"passes now, though it was expected to fail: "
+                           f"{expected}", seconds)
+    if expected is None:
+        return CheckResult(name, "failed", failure, seconds)
+    return CheckResult(name, "expected", f"{expected} ({failure})", seconds)

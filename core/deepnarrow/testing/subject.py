@@ -1,0 +1,153 @@
+"""What a check looks at: a modality with a shape, its data and a model of them, made once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepnarrow.assemble import count_costs, make_model
+from deepnarrow.config import resolve_options
+from deepnarrow.modality import (
+    EXAMPLE_MASK,
+    AnyArchitecture,
+    Batch,
+    Costs,
+    Example,
+    Modality,
+    Model,
+    Params,
+    Source,
+    Task,
+    Upstream,
+)
+from deepnarrow.ops import NamedShape, resolve
+from deepnarrow.plugins import Registry, registry
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+BATCH_SIZE = 8
+
+
+class CheckFailed(AssertionError):
+    """A promise that a modality does not keep; the message says what its author must change."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A modality under check; everything that costs time is made at its first use, once.
+
+    Attributes:
+      modality: whose promises.
+      architecture: what fills its stacks, or supplies its model whole.
+      registry: for operators and shapes.
+      data: changes to the data's defaults, where the defaults need files.
+    """
+
+    modality: Modality
+    architecture: AnyArchitecture
+    registry: Registry
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def data_options(self) -> ConfigDict:
+        """The data's options."""
+        return resolve_options(self.modality.data_options, self.data, "data")
+
+    @functools.cached_property
+    def upstream(self) -> Upstream:
+        """What the model is pre-trained on."""
+        return self.modality.upstream(self.data_options, self.modality.options)
+
+    @functools.cached_property
+    def options(self) -> ConfigDict:
+        """The model's options as the data decides them, without dropout."""
+        named = self.shape("tiny")
+        return resolve_options(self.modality.options, {
+            **named.overrides, **self.upstream.options, "dropout_rate": 0.0}, "options")
+
+    @functools.cached_property
+    def tasks(self) -> Mapping[str, Task]:
+        """The modality's own tasks, whose data may be missing here."""
+        return self.modality.tasks(self.data_options, self.options)
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The model of `tiny`."""
+        return self.model_of("tiny")
+
+    @functools.cached_property
+    def params(self) -> Params:
+        """Its fresh parameters, of key 0."""
+        import jax
+
+        return jax.jit(self.model.init)(jax.random.key(0))
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        """The first examples of upstream's training split."""
+        return make_batch(self.upstream.train, BATCH_SIZE)
+
+    def shape(self, text: str) -> NamedShape:
+        """Resolves a shape expression of this modality."""
+        return resolve(text, self.registry.vocabulary(self.modality))
+
+    def model_of(self, text: str, **options: Any) -> Model:
+        """Returns the model of a shape, with options laid over."""
+        return make_model(self.modality, self.architecture, self.shape(text).shape,
+                          self.with_options(**options))
+
+    def costs_of(self, text: str, **options: Any) -> Costs:
+        """Returns the closed form of a shape."""
+        return count_costs(self.modality, self.architecture, self.shape(text).shape,
+                           self.with_options(**options))
+
+    def with_options(self, **options: Any) -> ConfigDict:
+        """The options with some laid over."""
+        return resolve_options(self.options, options, "options")
+
+
+def make_subject(
+    modality: str | Modality, architecture: str = "transformer",
+    data: Mapping[str, Any] | None = None,
+) -> Subject:
+    """Returns the subject of a registered modality, or of one that is given.
+
+    Raises:
+      InputError: no modality or architecture has that name.
+    """
+    found = registry()
+    one = found.modality(modality) if isinstance(modality, str) else modality
+    if one.name not in found.modalities:
+        found = dataclasses.replace(found, modalities={**found.modalities, one.name: one})
+    return Subject(one, found.architecture(architecture), found, data or {})
+
+
+def load(source: Source, index: int, seed: int = 0) -> Example:
+    """Loads one example with a generator of its own."""
+    return source.load(index, np.random.default_rng([seed, index]))
+
+
+def make_batch(source: Source, size: int, seed: int = 0) -> Batch:
+    """Returns examples 0, 1, ... as a batch, around the end if there are fewer."""
+    examples = [load(source, i % source.num_examples, seed) for i in range(size)]
+    batch = {name: np.stack([np.asarray(one[name]) for one in examples]) for name in examples[0]}
+    return {**batch, EXAMPLE_MASK: np.ones(size, np.float32)}
+
+
+def leaves_by_path(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Returns the leaves of a nested dict by path."""
+    if not isinstance(tree, Mapping):
+        return {(): tree}
+    return {(name, *path): leaf for name, sub in tree.items()
+            for path, leaf in leaves_by_path(sub).items()}
+
+
+def expect(holds: bool, message: str) -> None:
+    """Raises `CheckFailed` with the message unless `holds`."""
+    if not holds:
+        raise CheckFailed(message)

@@ -1,0 +1,262 @@
+"""The kit passes what is right, and says of each fault which promise it breaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from deepnarrow.cli import main
+from deepnarrow.errors import InputError
+from deepnarrow.formats import CheckpointFormat, CheckpointHeader
+from deepnarrow.modality import FlopTerm, ParamArray, axes_tree
+from deepnarrow.testing import CHECKS, CheckFailed, check_modality, make_subject
+
+RIGHT = toy.toy_modality()
+
+
+# --- faults: check -> (what is changed, words of the message) -------------------------------------
+def with_model(change):
+    """The modality whose models are changed: `change(model, shape, options) -> fields`."""
+    def assemble(shape, options, stacks):
+        model = RIGHT.assemble(shape, options, stacks)
+        return dataclasses.replace(model, **change(model, shape, options))
+
+    return dataclasses.replace(RIGHT, assemble=assemble)
+
+
+def with_frame(arrays=(), flops=lambda shape: (), without=(), change=lambda model, shape: {}):
+    """The modality whose frame counts other arrays and FLOPs, and whose models change with it."""
+    def count_frame(shape, options):
+        costs = RIGHT.count_frame(shape, options)
+        kept = tuple(array for array in costs.arrays if array.path not in without)
+        return dataclasses.replace(costs, arrays=(*kept, *(one(shape) for one in arrays)),
+                                   flops=(*costs.flops, *flops(shape)))
+
+    changed = with_model(lambda model, shape, options: change(model, shape))
+    return dataclasses.replace(changed, count_frame=count_frame)
+
+
+def with_array(path, size, axes, use):
+    """One more array in frame, params and axes; `use(params)` is added to the loss."""
+    def change(model, shape):
+        array = ParamArray((path,), size(shape), axes, "embedding")
+
+        def loss(params, batch, key, *, train):
+            out = model.loss(params, batch, key, train=train)
+            return out._replace(loss_sum=out.loss_sum + out.weight_sum * use(params))
+
+        return {"init": lambda key: model.init(key) | {path: jnp.zeros(array.shape)}, "loss": loss,
+                "param_axes": model.param_axes | axes_tree([array])}
+
+    return with_frame([lambda shape: ParamArray((path,), size(shape), axes, "embedding")],
+                      change=change)
+
+
+def with_loss(change):
+    def changed(model, shape, options):
+        return {"loss": lambda params, batch, key, *, train: change(
+            functools.partial(model.loss, train=train), params, batch, key)}
+
+    return with_model(changed)
+
+
+def with_upstream(change):
+    return dataclasses.replace(RIGHT, upstream=lambda data, options: change(
+        RIGHT.upstream(data, options)))
+
+
+def with_train(change):
+    return with_upstream(lambda upstream: dataclasses.replace(
+        upstream, train=change(upstream.train)))
+
+
+def with_task(**fields):
+    def tasks(data, options):
+        (task,) = RIGHT.tasks(data, options).values()
+        return {task.name: dataclasses.replace(task, **{
+            name: value(task) for name, value in fields.items()})}
+
+    return dataclasses.replace(RIGHT, tasks=tasks)
+
+
+def counting():
+    calls = itertools.count()
+    return with_train(lambda source: dataclasses.replace(source, load=lambda index, rng: {
+        **source.load(index, rng), "inputs": source.load(index, rng)["inputs"] + next(calls)}))
+
+
+def growing(source):
+    return dataclasses.replace(source, load=lambda index, rng: {
+        **source.load(index, rng), "inputs": np.zeros((4 + index % 2, 4), np.float32)})
+
+
+def mean_loss(loss, params, batch, key):
+    out = loss(params, batch, key)
+    return out._replace(loss_sum=out.loss_sum / out.weight_sum, weight_sum=jnp.float32(1))
+
+
+def unmasked_loss(loss, params, batch, key):
+    return loss(params, {**batch, "example_mask": jnp.ones_like(batch["example_mask"])}, key)
+
+
+def high_loss(loss, params, batch, key):
+    out = loss(params, batch, key)
+    return out._replace(loss_sum=out.loss_sum + 20 * out.weight_sum)
+
+
+def no_small_mlp(shape, options):
+    if shape.d_ff == 2:
+        raise ValueError("too small")
+    return RIGHT.stack_specs(shape, options)
+
+
+def silent_adapt(params, source, target, key):
+    return RIGHT.adapt(params, source, target, key)[0], ()
+
+
+def old_head(params, source, target, key):
+    return params, ()
+
+
+def random_hash(upstream):
+    train = dataclasses.replace(upstream.train, content_hash=str(np.random.default_rng().random()))
+    return dataclasses.replace(upstream, train=train)
+
+
+def forgetful_format():
+    saved = {}
+
+    def write(path, shape, options, params):
+        saved.update(shape=shape, params=params)
+
+    return CheckpointFormat(
+        lambda path: CheckpointHeader(saved["shape"], {}, ()),
+        lambda path, header: {**saved["params"], "embedding": {
+            "kernel": saved["params"]["embedding"]["kernel"].T}}, write)
+
+
+FAULTS = {
+    "no preset tiny": ("registration", "no preset 'tiny'", lambda: dataclasses.replace(
+        RIGHT, presets={"base": RIGHT.presets["base"]})),
+    "hash of the moment": ("content_hash", "hash the data's bytes",
+                           lambda: with_upstream(random_hash)),
+    "data that count calls": ("loading_is_a_function", "keep no state", counting),
+    "lengths that differ": ("examples_have_one_form", "pad or cut", lambda: with_train(growing)),
+    "test split is training": ("splits_share_no_example", "is in the training split",
+                               lambda: with_task(
+                                   examples=lambda task: lambda split: task.examples("train"))),
+    "labels in another order": ("labels", "another label than labels", lambda: with_task(
+        examples=lambda task: lambda split: dataclasses.replace(
+            task.examples(split), labels=lambda: np.roll(task.examples(split).labels(), 1)))),
+    "count without the bias": ("params_are_counted", "head/bias is", lambda: with_frame(
+        without=[("head", "bias")])),
+    "an axis without a name": ("axes", "has 2 axes and 1 names", lambda: with_model(
+        lambda model, shape, options: {"param_axes": {
+            **model.param_axes, "embedding": {"kernel": ("embed",)}}})),
+    "an axis nobody knows": ("axes", "the core knows", lambda: with_model(
+        lambda model, shape, options: {"param_axes": {
+            **model.param_axes, "embedding": {"kernel": ("colour", "embed")}}})),
+    "small MLPs crash": ("operators_build", "tiny-ff2 raises ValueError",
+                         lambda: dataclasses.replace(RIGHT, stack_specs=no_small_mlp)),
+    "depth outside the stack": ("depth_is_layers", "gate is", lambda: with_array(
+        "gate", lambda shape: (shape.num_encoder_layers,), (None,),
+        lambda params: jnp.sum(params["gate"] ** 2))),
+    "FLOPs counted tenfold": ("flops_are_counted", "XLA counts", lambda: with_frame(
+        flops=lambda shape: (FlopTerm("head", "weight", 1e6),))),
+    "FLOPs of depth squared": ("flops_grow_with_depth", "what every layer does", lambda: with_frame(
+        flops=lambda shape: (FlopTerm("head", "weight", 1.0 * shape.num_encoder_layers ** 2),))),
+    "one init for all keys": ("init_follows_the_key", "draw them from the key", lambda: with_model(
+        lambda model, shape, options: {"init": lambda key: model.init(toy_key())})),
+    "mean instead of sum": ("loss_is_a_sum", "not means", lambda: with_loss(mean_loss)),
+    "padding counts": ("masked_examples_count_for_nothing", "multiply every weight",
+                       lambda: with_loss(unmasked_loss)),
+    "an idle parameter": ("every_parameter_learns", "spare has no gradient", lambda: with_array(
+        "spare", lambda shape: (shape.d_model,), ("embed",), lambda params: 0.0)),
+    "features of the batch": ("features", "let none see another", lambda: with_model(
+        lambda model, shape, options: {"features": lambda params, batch: (
+            lambda x: x + jnp.cumsum(x, axis=0))(model.features(params, batch))})),
+    "features know the label": ("labels_do_not_leak", "changes with the label", lambda: with_model(
+        lambda model, shape, options: {"features": lambda params, batch: (
+            model.features(params, batch) + 0.1 * batch["label"][:, None])})),
+    "a head of the old size": ("adapt", "make a new head", lambda: dataclasses.replace(
+        RIGHT, adapt=old_head)),
+    "a new head nobody hears of": ("adapt", "does not say so", lambda: dataclasses.replace(
+        RIGHT, adapt=silent_adapt)),
+    "a format that turns a matrix": ("checkpoint_formats", "embedding/kernel does not come back",
+                                     lambda: dataclasses.replace(
+                                         RIGHT, checkpoint_formats={"odd": forgetful_format()})),
+    "features that grow with width": ("scale_of_features", "root mean square", lambda: with_model(
+        lambda model, shape, options: {"features": lambda params, batch: (
+            model.features(params, batch) * shape.d_model ** 2)})),
+    "a loss that stays high": ("it_learns", "in 100 steps", lambda: with_loss(high_loss)),
+}
+
+
+def toy_key():
+    import jax
+
+    return jax.random.key(7)
+
+
+# --- tests ----------------------------------------------------------------------------------------
+def test_the_toy_keeps_every_promise():
+    results = check_modality(make_subject(RIGHT), on_fail="return")
+    assert [(r.name, r.message) for r in results if r.outcome != "passed"] == []
+    assert [r.name for r in results] == list(CHECKS)
+
+
+def test_every_check_has_a_fault():
+    assert {check for check, _, _ in FAULTS.values()} == CHECKS.keys()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_and_the_message_says_what_to_change(fault):
+    check, words, make = FAULTS[fault]
+    with pytest.raises(CheckFailed, match=words):
+        CHECKS[check](make_subject(make()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f != "no preset tiny"])
+def test_a_fault_breaks_no_other_promise(fault):
+    check, _, make = FAULTS[fault]
+    results = check_modality(make_subject(make()), on_fail="return")
+    assert {r.name: r.message for r in results if not r.ok}.keys() == {check}
+
+
+def test_an_expected_failure_is_run_and_one_that_passes_is_told():
+    subject = make_subject(dataclasses.replace(RIGHT, adapt=silent_adapt))
+    fast = {"adapt": "the head is new", "axes": "not named yet"}
+    results = {r.name: r for r in check_modality(subject, expected_failures=fast,
+                                                 on_fail="return")}
+    assert (results["adapt"].outcome, results["adapt"].ok) == ("expected", True)
+    assert (results["axes"].outcome, results["axes"].ok) == ("unexpected", False)
+    with pytest.raises(InputError, match="did you mean adapt"):
+        check_modality(subject, expected_failures={"adap": "x"})
+
+
+def test_the_command_says_what_is_wrong_with_bad_arguments(capsys):
+    assert main(["check", "absent"]) == 2
+    assert "absent" in capsys.readouterr().err
+    assert main(["check", "vision_vit", "--set", "upstrem=x"]) == 2
+    assert "upstream" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["text_t5", "vision_vit"])
+def test_ours_keep_every_promise(modality):
+    code = "import sys; from deepnarrow.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, "check", modality, "--json"],
+                          capture_output=True, text=True, timeout=900, check=False)
+    found = json.loads(done.stdout)
+    assert [c for c in found["checks"] if c["outcome"] != "passed"] == []
+    assert done.returncode == 0

@@ -1,0 +1,79 @@
+"""The plugin that is written installs, keeps every promise and runs a study."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from deepnarrow.cli import main
+from deepnarrow.errors import InputError
+from deepnarrow.newplugin import FILES, new_plugin
+
+COMMAND = "import sys; from deepnarrow.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def deepnarrow(environment, *arguments):
+    return subprocess.run([sys.executable, "-c", COMMAND, *arguments], env=environment,
+                          capture_output=True, text=True, timeout=900, check=False)
+
+
+def install(tmp_path, folder):
+    target = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
+                    "--no-build-isolation", "--target", str(target), str(folder)], check=True,
+                   capture_output=True, timeout=120)
+    path = os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def test_it_installs_is_found_and_counts(tmp_path):
+    folder = tmp_path / "new"
+    assert main(["new-plugin", "sounds", "--out", str(folder)]) == 0
+    environment = install(tmp_path, folder)
+    done = deepnarrow(environment, "list", "--json")
+    found = json.loads(done.stdout)
+    assert any(row["name"] == "sounds" for row in found["modalities"])
+    done = deepnarrow(environment, "shape", "sounds", "tiny", "tiny-nl8-dm32", "--json")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_it_keeps_every_promise_and_runs_its_study(tmp_path):
+    folder = tmp_path / "new"
+    new_plugin("sounds", folder)
+    environment = install(tmp_path, folder)
+    done = deepnarrow(environment, "check", "sounds", "--json")
+    assert [c for c in json.loads(done.stdout)["checks"] if c["outcome"] != "passed"] == []
+    done = deepnarrow(environment, "study", str(folder / "study.py"), "--workdir",
+                      str(tmp_path / "run"), "--json", "--set", "seeds=(0,)")
+    assert json.loads(done.stdout)["counts"] == {"done": 3}, done.stderr
+
+
+def test_it_is_whole_short_and_names_nothing_else(tmp_path):
+    files = new_plugin("sounds", tmp_path / "new")
+    assert len(files) == len(FILES)
+    texts = [(tmp_path / "new" / path).read_text() for path in files]
+    assert sum(len(text.splitlines()) for text in texts) < 300
+    assert not any("@" + "NAME" in text or "@" + "PACKAGE" in text for text in texts)
+    assert max(len(line) for text in texts for line in text.splitlines()) <= 120
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("Sounds", "cannot be the name"), ("a-b", "cannot be the name"), ("", "cannot be the name"),
+    ("../x", "cannot be the name"), ("text_t5", "is a modality already"),
+])
+def test_bad_names_write_nothing(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        new_plugin(name, tmp_path / "new", frozenset({"text_t5"}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_stays(tmp_path):
+    (tmp_path / "new").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        new_plugin("sounds", tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []

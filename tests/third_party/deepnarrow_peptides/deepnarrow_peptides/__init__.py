@@ -1,0 +1,1 @@
+"""Peptides: masked residues upstream, antimicrobial activity downstream."""
