@@ -209,13 +209,13 @@ def _processes(parser: Parser) -> None:
 
 
 def _plan(parser: Parser) -> None:
-    parser.add_argument("targets", metavar="SHAPE|CONFIG", nargs="+",
-                        help="shapes of a modality, e.g. base-nl16, or a study's config, which is "
-                        "run")
-    parser.add_argument("--topology", metavar="NAME", action=Once, required=True,
-                        help="a slice of TPUs, e.g. v5e:4x4, v5p:4x4x4, v3:4x4")
-    parser.add_argument("--modality", metavar="NAME", action=Once,
-                        help="of the shapes: deepnarrow list modalities")
+    parser.add_argument("target", metavar="CONFIG|MODALITY",
+                        help="a study's config (a Python file, which is run), or what the shapes "
+                        "are of: deepnarrow list modalities")
+    parser.add_argument("expressions", metavar="EXPR", nargs="*", default=[],
+                        help="shapes, e.g. base-nl16-ff2k; none with a config")
+    parser.add_argument("--chips", metavar="SLICE", action=Once, required=True,
+                        help="a slice of TPUs: v3:4x4, v4:2x2x4, v5e:4x4, v5p:4x4x4, v6e:4x4, ...")
     _set(parser, "KEY=VALUE", "a model option, or what changes the config; several may be given")
     parser.add_argument("--batch-size", metavar="N", action=Once,
                         help="examples a step, over all chips (default: 128)")

@@ -3,7 +3,7 @@
 `--json` prints a list with an object for each shape or cell:
 
     name                 of the shape
-    chips                of the slice
+    chips                the slice, as it was asked for
     mesh                 {axis: size}
     remat, micro_batches the rest of the choice
     hbm_per_chip_bytes   arguments, temporaries and outputs of one chip
@@ -13,12 +13,15 @@
     step_time_s          predicted; an estimate in any case
     collectives          [{kind, mesh_axis, count, bytes}]: of one device and step; bytes it sends
     compiled             true where memory, FLOPs and collectives are the compiler's
+
+Cells of a study run under one `sharding`, so they are planned together.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +31,18 @@ from deepnarrow.cli.shape import option_settings
 from deepnarrow.config import load_config
 from deepnarrow.errors import InputError, suggest
 from deepnarrow.mesh import parse_mesh
-from deepnarrow.planning.cells import REMATS, Cell, shape_cells, study_cells
+from deepnarrow.planning.cells import Cell, shape_cells, study_cells
 from deepnarrow.planning.estimate import Estimate
-from deepnarrow.planning.search import Search, config_lines, reasons, search, smallest_slice
-from deepnarrow.planning.topology import Topology, parse_topology
+from deepnarrow.planning.search import (
+    REMATS,
+    Search,
+    config_lines,
+    reasons,
+    search,
+    smallest_slice,
+    together,
+)
+from deepnarrow.planning.topology import parse_topology
 from deepnarrow.planning.traffic import Remat
 from deepnarrow.plugins import registry
 
@@ -53,53 +64,68 @@ class Planned:
     best: Estimate
     larger: Search | None
 
+    @property
+    def chip_hours(self) -> float:
+        """Of all its updates, at least; 0 where nobody said how many."""
+        return self.cell.steps * self.best.step_time_s * self.search.topology.num_chips / 3600
+
 
 def run(options: argparse.Namespace) -> Output:
     """Plans every shape or cell that was asked for."""
-    topology = parse_topology(options.topology)
+    topology = parse_topology(options.chips)
     price = (None if options.price_per_chip_hour is None else
              number("--price-per-chip-hour", options.price_per_chip_hour))
-    remat = _remat(options.remat)
-    pieces = None if options.micro_batches is None else integer(
-        "--micro-batches", options.micro_batches, 1, MAX_BATCH)
-    mesh = None if options.mesh is None else parse_mesh(
-        options.mesh, topology.num_devices, "--mesh")
-    planned = []
-    for cell in _cells(options):
-        found = search(cell.step, topology, mesh=mesh, remat=remat, micro_batches=pieces)
-        best = found.best or found.smallest
-        if options.compile:
-            from deepnarrow.planning.compiled import first_that_fits
-
-            best = first_that_fits(cell, found)
-        planned.append(Planned(cell, found, best,
-                               None if best.fits else smallest_slice(cell.step, topology)))
-    document = [_document(one.cell, topology, one.best) for one in planned]
-    return Output(document, lambda console: _show(console, planned, price),
+    find = functools.partial(
+        search, topology=topology, remat=_remat(options.remat),
+        micro_batches=None if options.micro_batches is None else integer(
+            "--micro-batches", options.micro_batches, 1, MAX_BATCH),
+        mesh=None if options.mesh is None else parse_mesh(
+            options.mesh, topology.num_devices, "--mesh"))
+    groups = [_plan(cells, [find(cell.step) for cell in cells], compiles=options.compile)
+              for cells in _groups(options)]
+    planned = [one for group in groups for one in group]
+    document = [_document(one) for one in planned]
+    return Output(document, lambda console: _show(console, groups, price),
                   exit_code=0 if any(one.best.fits for one in planned) else EXIT_NOTHING_FITS)
 
 
+def _plan(cells: Sequence[Cell], found: Sequence[Search], *, compiles: bool) -> list[Planned]:
+    """Plans cells that run with one sharding; where none fits all of them, each by itself."""
+    topology = found[0].topology
+    ways = together(found, [cell.modality.name for cell in cells],
+                    [cell.steps or 1 for cell in cells])
+    ways = ways or [tuple(one.best or one.smallest for one in found)]
+    best: Sequence[Estimate] = ways[0]
+    if compiles:
+        from deepnarrow.planning.compiled import first_that_fits
+
+        best = first_that_fits(cells, topology, ways)
+    return [Planned(cell, tried, one, None if one.fits else smallest_slice(cell.step, topology))
+            for cell, tried, one in zip(cells, found, best, strict=True)]
+
+
 # --- arguments -----------------------------------------------------------------------------------
-def _cells(options: argparse.Namespace) -> list[Cell]:
-    """The cells of a config, or the shapes of a modality."""
-    configs = [target for target in options.targets if target.endswith(".py")]
-    if not configs:
-        if options.modality is None:
-            raise InputError(WHERE, "shapes need --modality", got=options.targets[0],
-                             hint="--modality text_t5, or a config's file")
-        modality = registry().modality(options.modality)
+def _groups(options: argparse.Namespace) -> list[list[Cell]]:
+    """The cells of a config, which run together, or the shapes of a modality."""
+    if not options.target.endswith(".py"):
+        modality = registry().modality(options.target)
+        if not options.expressions:
+            raise InputError(WHERE, "no shape is given", got=options.target,
+                             hint=f"deepnarrow plan {options.target} "
+                             f"{next(iter(modality.presets))} --chips {options.chips}")
         batch_size = integer("--batch-size", options.batch_size or "128", 1, MAX_BATCH)
         steps = integer("--steps", options.steps, 1, 10**12) if options.steps else 0
-        return shape_cells(registry(), options.modality, options.targets,
-                           option_settings(modality, options.settings), batch_size, steps)
-    for flag, value in (("--modality", options.modality), ("--batch-size", options.batch_size),
-                        ("--steps", options.steps)):
+        return [[cell] for cell in shape_cells(
+            registry(), options.target, options.expressions,
+            option_settings(modality, options.settings), batch_size, steps)]
+    if options.expressions:
+        raise InputError(WHERE, "takes one config, or a modality and shapes",
+                         got=" ".join([options.target, *options.expressions]))
+    for flag, value in (("--batch-size", options.batch_size), ("--steps", options.steps)):
         if value is not None:
             raise InputError(f"{WHERE} {flag}", "the config says that", got=value,
                              hint="leave it out, or change the config by --set")
-    if len(options.targets) > 1:
-        raise InputError(WHERE, "takes one config, or shapes", got=" ".join(options.targets))
-    return study_cells(registry(), load_config(configs[0], options.settings))
+    return [study_cells(registry(), load_config(options.target, options.settings))]
 
 
 def _remat(text: str | None) -> Remat | None:
@@ -114,28 +140,29 @@ def _remat(text: str | None) -> Remat | None:
 
 
 # --- documents and tables ------------------------------------------------------------------------
-def _document(cell: Cell, topology: Topology, best: Estimate) -> dict[str, Any]:
-    devices = topology.generation.devices_per_chip
+def _document(one: Planned) -> dict[str, Any]:
+    best, topology = one.best, one.search.topology
     return {
-        "name": cell.step.name,
-        "chips": topology.num_chips,
+        "name": one.cell.step.name,
+        "chips": topology.name,
         "mesh": best.choice.mesh.sizes,
         "remat": best.choice.remat,
         "micro_batches": best.choice.micro_batches,
-        "hbm_per_chip_bytes": best.memory.total * devices,
+        "hbm_per_chip_bytes": best.memory.total * topology.generation.devices_per_chip,
         "hbm_limit_bytes": topology.hbm_per_chip_bytes,
         "fits": best.fits,
         "flops_per_step": best.flops,
         "step_time_s": best.step_time_s,
-        "collectives": [{"kind": one.kind, "mesh_axis": one.axes, "count": one.count,
-                         "bytes": one.sent_bytes} for one in best.collectives],
+        "collectives": [{"kind": c.kind, "mesh_axis": c.axes, "count": c.count,
+                         "bytes": c.sent_bytes} for c in best.collectives],
         "compiled": best.compiled,
     }
 
 
-def _show(console: Console, planned: Sequence[Planned], price: float | None) -> None:
+def _show(console: Console, groups: Sequence[Sequence[Planned]], price: float | None) -> None:
     from deepnarrow.report.text import count, plain, seconds
 
+    planned = [one for group in groups for one in group]
     rows = []
     for one in planned:
         best, topology = one.best, one.search.topology
@@ -151,10 +178,9 @@ def _show(console: Console, planned: Sequence[Planned], price: float | None) -> 
     console.print(table(columns, rows, title=f"{topology.name}: {topology.num_chips} chips, "
                         f"{_gib(topology.hbm_per_chip_bytes)} each for a program"))
     lines: list[str] = []
-    for one in planned:
-        lines += _lines(one, price)
-    lines += _notes(planned)
-    for line in lines:
+    for group in groups:
+        lines += [line for one in group for line in _lines(one, price)] + _config(group)
+    for line in lines + _notes(planned, price):
         console.print(plain(line, 2000), markup=False, soft_wrap=True)
 
 
@@ -164,22 +190,35 @@ def _lines(one: Planned, price: float | None) -> list[str]:
     optimizer = step.optimizer
     options = ", ".join(f"{key}={value}" for key, value in
                         one.cell.resolved(best.choice.remat).items())
-    lines = [f"{step.name}", f"  batch {step.batch_size}, {optimizer.name} ({optimizer.schedule}), "
-             f"{step.dtype} compute; {options}"]
     parts = ", ".join(f"{name} {_gib(value)}" for name, value in best.memory.parts.items() if value)
-    lines.append(f"  a device: arguments {_gib(best.memory.arguments)}, temporaries "
-                 f"{_gib(best.memory.temporaries)}, outputs {_gib(best.memory.outputs)} ({parts})")
-    lines += [f"  {c.kind} over {c.axes}: {c.count} a step, a device sends {_gib(c.sent_bytes)}"
-              for c in best.collectives]
-    lines.append(f"  compute {best.compute_s * 1e3:.3g} ms, memory {best.memory_s * 1e3:.3g} ms, "
-                 f"interconnect {best.interconnect_s * 1e3:.3g} ms: the longest is the step")
-    if best.fits:
-        lines += [f"  config: {line}" for line in config_lines(one.cell.modality.name, best.choice)]
-    else:
+    lines = [
+        f"{step.name}",
+        f"  batch {step.batch_size}, {optimizer.name} ({optimizer.schedule}), "
+        f"{step.dtype} compute; {options}",
+        f"  a device: arguments {_gib(best.memory.arguments)}, temporaries "
+        f"{_gib(best.memory.temporaries)}, outputs {_gib(best.memory.outputs)}"
+        f"{f' ({parts})' if parts else ''}",
+        *(f"  {c.kind} over {c.axes}: {c.count} a step, a device sends {_gib(c.sent_bytes)}"
+          for c in best.collectives),
+        f"  compute {best.compute_s * 1e3:.3g} ms, memory {best.memory_s * 1e3:.3g} ms, "
+        f"interconnect {best.interconnect_s * 1e3:.3g} ms: the longest is the step"]
+    if not best.fits:
         lines.append("  " + _does_not_fit(one))
     if one.cell.steps:
-        lines.append("  " + _money(one, price))
+        lines.append(f"  {one.cell.steps:,} steps: at least {_money(one.chip_hours, price)}")
     return lines + [f"  not chosen: {reason}" for reason in reasons(one.search, best)]
+
+
+def _config(group: Sequence[Planned]) -> list[str]:
+    """What a config says to run as planned."""
+    if not all(one.best.fits for one in group):
+        return []
+    choices = {one.cell.modality.name: one.best.choice for one in group}
+    if len({(c.mesh, c.preset, c.micro_batches) for c in (one.best.choice for one in group)}) > 1:
+        return ["no sharding fits all cells: plan them as studies of their own"]
+    entries, settings = config_lines(choices)
+    return [*(f"  config: {entry}" for entry in entries),
+            "  or: " + " ".join(f"--set {setting}" for setting in settings)]
 
 
 def _does_not_fit(one: Planned) -> str:
@@ -192,16 +231,14 @@ def _does_not_fit(one: Planned) -> str:
                    f"({one.larger.best.choice})")
 
 
-def _money(one: Planned, price: float | None) -> str:
-    hours = (one.cell.steps * one.best.step_time_s * one.search.topology.num_chips) / 3600
-    text = f"{one.cell.steps:,} steps: at least {hours:,.4g} chip-hours"
+def _money(hours: float, price: float | None) -> str:
+    text = f"{hours:,.4g} chip-hours"
     return text if price is None else f"{text}, {hours * price:,.2f} at {price:g} a chip-hour"
 
 
-def _notes(planned: Sequence[Planned]) -> list[str]:
-    hours = sum(one.cell.steps * one.best.step_time_s * one.search.topology.num_chips / 3600
-                for one in planned)
-    notes = [f"in all: {hours:,.4g} chip-hours at least"] if hours and len(planned) > 1 else []
+def _notes(planned: Sequence[Planned], price: float | None) -> list[str]:
+    hours = sum(one.chip_hours for one in planned)
+    notes = [f"in all: at least {_money(hours, price)}"] if hours and len(planned) > 1 else []
     if any(not one.best.compiled for one in planned):
         notes.append("estimate: closed forms; --compile asks the TPU's compiler (extra [tpu])")
     return [*notes, "step time: FLOPs, bytes through memory and bytes over links at the rates the "

@@ -12,6 +12,7 @@ from deepnarrow.errors import InputError
 from deepnarrow.modality import AnyArchitecture, Modality
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.planning.estimate import Step
+from deepnarrow.planning.search import REMATS
 from deepnarrow.planning.traffic import Remat
 from deepnarrow.plugins import Registry
 from deepnarrow.protocol import OptimizerConfig
@@ -19,8 +20,6 @@ from deepnarrow.stepspec import StepSpec
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-REMATS: tuple[Remat, ...] = ("none", "dots", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +97,11 @@ def _cell(
     options: Mapping[str, Any], batch_size: int, optimizer: OptimizerConfig, steps: int,
 ) -> Cell:
     check_operators(named, architecture)
-    where = f"shape {named.name!r}"
-    costs = {}
-    for remat in REMATS:
-        resolved = resolve_options(modality.options, {**options, "remat": remat}, where)
-        costs[remat] = count_costs(modality, architecture, named.shape, resolved)
-    arrays = _spec(modality).arrays(resolved)
-    step = Step(named.name, costs, arrays, batch_size, optimizer, resolved.compute_dtype)
+    resolved = {remat: resolve_options(modality.options, {**options, "remat": remat},
+                                       f"shape {named.name!r}") for remat in REMATS}
+    costs = {remat: count_costs(modality, architecture, named.shape, chosen)
+             for remat, chosen in resolved.items()}
+    plain = resolved["none"]
+    step = Step(named.name, costs, _spec(modality).arrays(plain), batch_size, optimizer,
+                plain.compute_dtype)
     return Cell(modality, architecture, named, options, step, steps)

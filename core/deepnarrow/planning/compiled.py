@@ -10,7 +10,7 @@ import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.assemble import make_model
@@ -19,7 +19,6 @@ from deepnarrow.planning.cells import Cell
 from deepnarrow.planning.estimate import Choice, Estimate, timed
 from deepnarrow.planning.hlo import collectives, matmul_flops, parse_hlo
 from deepnarrow.planning.memory import Memory
-from deepnarrow.planning.search import Search
 from deepnarrow.planning.topology import Topology
 
 if TYPE_CHECKING:
@@ -33,22 +32,36 @@ MAX_TRIES = 4
 FAST = {"exec_time_optimization_effort": -1.0}
 
 
-def first_that_fits(cell: Cell, found: Search) -> Estimate:
-    """Compiles the fastest choice by estimate; where it does not fit after all, the next.
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A program that does not fit: the bytes of one device that it would need."""
 
-    Returns the first that fits, or the last one tried.
+    needed: float
+
+
+def first_that_fits(
+    cells: Sequence[Cell], topology: Topology, ways: Sequence[Sequence[Estimate]]
+) -> Sequence[Estimate]:
+    """Compiles the first of `ways` to run the cells; where one does not fit after all, the next.
+
+    Ways that need as much memory as what the compiler refused, by estimate, are passed over.
+    Returns the first way that fits, or the last one tried, its cells compiled as far as they fit.
     """
-    fitting = [one for one in found.tried if one.fits] or [found.smallest]
-    refused = float("inf")  # the least estimate that the compiler refused
+    refused = [float("inf")] * len(cells)
     tried: list[Estimate] = []
-    for one in fitting:
-        if one.memory.total >= refused:
+    tries = 0
+    for way in ways:
+        if any(one.memory.total >= least for one, least in zip(way, refused, strict=True)):
             continue
-        tried.append(compile_step(cell, found.topology, one))
-        if tried[-1].fits or len(tried) == MAX_TRIES:
+        tried, tries = list(way), tries + 1
+        for i, (cell, one) in enumerate(zip(cells, way, strict=True)):
+            tried[i] = compile_step(cell, topology, one)
+            if not tried[i].fits:
+                refused[i] = one.memory.total
+                break
+        if all(one.fits for one in tried) or tries == MAX_TRIES:
             break
-        refused = one.memory.total
-    return tried[-1]
+    return tried
 
 
 def compile_step(
@@ -61,15 +74,15 @@ def compile_step(
     """
     compiled = compile_choice(cell, topology, expected.choice, options=FAST if options is None
                               else options)
-    if isinstance(compiled, float):
+    if isinstance(compiled, Refused):
         memory = dataclasses.replace(expected.memory, parts={},
-                                     temporaries=compiled - expected.memory.arguments)
+                                     temporaries=compiled.needed - expected.memory.arguments)
         return dataclasses.replace(expected, memory=memory, compiled=True)
-    analysis = compiled.memory_analysis()
+    analysis: Any = compiled.memory_analysis()
     memory = Memory(
         analysis.argument_size_in_bytes, analysis.temp_size_in_bytes,
         analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
-    module = parse_hlo(compiled.as_text())
+    module = parse_hlo(compiled.as_text() or "")
     return timed(
         cell.step, topology, expected.choice, memory,
         matmul_flops(module) * topology.num_devices,
@@ -79,8 +92,8 @@ def compile_step(
 
 def compile_choice(
     cell: Cell, topology: Topology, choice: Choice, *, options: Mapping[str, Any]
-) -> jax.stages.Compiled | float:
-    """Compiles the train step; returns the bytes it would need where the compiler refuses it."""
+) -> jax.stages.Compiled | Refused:
+    """Compiles the train step."""
     import jax
 
     lowered = lower_choice(cell, topology, choice)
@@ -90,7 +103,7 @@ def compile_choice(
         needed = _needed(str(error), topology)
         if needed is None:
             raise
-        return needed
+        return Refused(needed)
 
 
 def lower_choice(cell: Cell, topology: Topology, choice: Choice) -> jax.stages.Lowered:
@@ -133,7 +146,7 @@ def devices(topology: Topology) -> list[Any]:
             return topologies.get_topology_desc(
                 platform="tpu", topology_name=topology.name, **settings).devices
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"--topology {topology.name}", "the TPU's compiler refuses it",
+        raise InputError(f"--chips {topology.name}", "the TPU's compiler refuses it",
                          got=str(error).splitlines()[0],
                          expected="a slice that this libtpu knows") from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from deepnarrow.errors import InputError
@@ -72,6 +74,36 @@ def search(
     return Search(topology, tried, rejected)
 
 
+def together(
+    found: Sequence[Search], modalities: Sequence[str], weights: Sequence[float]
+) -> list[tuple[Estimate, ...]]:
+    """Returns the ways to run several steps, an estimate for each, fastest in all first.
+
+    What runs together shares its mesh, rules and micro-batches, and within a modality its remat, as
+    the cells of a study do. Only ways in which every step fits.
+
+    Args:
+      found: a search for each step.
+      modalities: of each.
+      weights: how often each runs.
+    """
+    known = [{one.choice: one for one in search.tried if one.fits} for search in found]
+    names = sorted(set(modalities))
+    places = dict.fromkeys((one.choice.preset, one.choice.mesh, one.choice.micro_batches)
+                           for one in found[0].tried if one.fits)
+    ways = []
+    for preset, mesh, pieces in places:
+        for remats in itertools.product(REMATS, repeat=len(names)):
+            by_name = dict(zip(names, remats, strict=True))
+            way = [estimates.get(Choice(preset, mesh, by_name[name], pieces))
+                   for estimates, name in zip(known, modalities, strict=True)]
+            if all(way):
+                ways.append(tuple(one for one in way if one is not None))
+    return sorted(ways, key=lambda way: tuple(
+        sum(weight * one.rank[i] for weight, one in zip(weights, way, strict=True))
+        for i in range(3)))
+
+
 def smallest_slice(step: Step, topology: Topology) -> Search | None:
     """Returns the search on the smallest larger slice of the generation on which the step fits."""
     for larger in larger_slices(topology):
@@ -108,11 +140,21 @@ def reasons(found: Search, best: Estimate, limit: int = 6) -> list[str]:
             *(f"{name}: {why}" for name, why in list(found.rejected.items())[:limit])]
 
 
-def config_lines(modality: str, choice: Choice) -> list[str]:
-    """Returns the settings that make a study run as planned, as `--set` takes them."""
-    return [f"sharding.mesh={choice.mesh}", f"sharding.rules={choice.preset}",
-            f"sharding.micro_batches={choice.micro_batches}",
-            f"modalities.{modality}.options.remat={choice.remat}"]
+def config_lines(choices: Mapping[str, Choice]) -> tuple[list[str], list[str]]:
+    """Returns what makes a study run as planned: entries of its config, and the same for `--set`.
+
+    Args:
+      choices: by modality; of one mesh, rules and micro-batches.
+    """
+    choice = next(iter(choices.values()))
+    sharding = {"mesh": str(choice.mesh), "rules": choice.preset,
+                "micro_batches": choice.micro_batches}
+    remats = {name: one.remat for name, one in choices.items()}
+    options = {name: {"options": {"remat": remat}} for name, remat in remats.items()}
+    entries = [f'"sharding": {json.dumps(sharding)}', f'"modalities": {json.dumps(options)}']
+    settings = [*(f"sharding.{key}={value}" for key, value in sharding.items()), *(
+        f"modalities.{name}.options.remat={remat}" for name, remat in remats.items())]
+    return entries, settings
 
 
 def _meshes(devices: int, given: MeshShape | None) -> Iterator[tuple[str, MeshShape]]:

@@ -7,6 +7,7 @@ compiled program's arguments, byte for byte. No JAX.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -44,6 +45,7 @@ class StateArray:
     item_bytes: int = 4
 
 
+@functools.lru_cache(maxsize=2**14)  # asked hundreds of times for each mesh of a search
 def param_spec(array: ParamArray, rules: Rules, mesh: MeshShape) -> Spec:
     """Returns what each dimension of a parameter lies on."""
     return place_param("/".join(array.path), array.axes, array.shape, rules, mesh)[0]

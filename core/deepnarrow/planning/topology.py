@@ -110,17 +110,17 @@ def parse_topology(text: str) -> Topology:
     generation = GENERATIONS.get(name.lower())
     if generation is None:
         near = suggest(name.lower(), GENERATIONS)
-        raise InputError("--topology", "unknown generation of TPU", got=text,
+        raise InputError("--chips", "unknown generation of TPU", got=text,
                          expected=f"GENERATION:SIDES with one of {', '.join(GENERATIONS)}",
                          hint=f"did you mean {near}?" if near else "e.g. v5e:4x4")
     slices, rank = generation.slices, generation.slices[-1].count("x") + 1
     if not colon or not re.fullmatch(r"[0-9]{1,3}(x[0-9]{1,3})*", sides):
-        raise InputError("--topology", "is no slice", got=text,
+        raise InputError("--chips", "is no slice", got=text,
                          expected=f"{name.lower()}: and {' x '.join('ABC'[:rank])} chips",
                          hint=f"{name.lower()}:{slices[1]}")
     numbers = tuple(map(int, sides.split("x")))
     if not _exists(numbers, rank, generation):
-        raise InputError("--topology", f"{name.lower()} has no such slice", got=text,
+        raise InputError("--chips", f"{name.lower()} has no such slice", got=text,
                          expected=f"{', '.join(slices)} or {rank} even sides up to {MAX_SIDE}")
     return Topology(generation, numbers)
 
