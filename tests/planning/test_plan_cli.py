@@ -45,7 +45,8 @@ def test_for_people(plan):
     assert code == 0
     for part in ("v5e:4x4: 16 chips, 15.8 GiB each", "batch 128, adamw (cosine), bfloat16 compute",
                  "image_size=224", "all-gather over fsdp", 'config: "sharding": {"mesh": "',
-                 "--set sharding.mesh=", "36,000 steps: at least ", " chip-hours, ", "not chosen: ", "estimate"):
+                 "--set sharding.mesh=", "36,000 steps: at least ", " chip-hours, ",
+                 "not chosen: ", "estimate"):
         assert part in out
     hours = float(out.split("at least ")[1].split()[0])
     money = float(out.split("chip-hours, ")[1].split()[0])

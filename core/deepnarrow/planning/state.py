@@ -136,7 +136,8 @@ def argument_bytes(arrays: Iterator[StateArray]) -> dict[str, int]:
 
 
 # --- layout ---------------------------------------------------------------------------------------
-def tiled_bytes(shape: Sequence[int], item_bytes: int = 4) -> int:
+@functools.lru_cache(maxsize=2**14)
+def tiled_bytes(shape: tuple[int, ...], item_bytes: int = 4) -> int:
     """Bytes of an argument in a TPU's memory.
 
     The two innermost axes are padded to tiles of 8 x 128 32-bit numbers (a second axis of 1, 2 or
