@@ -103,7 +103,7 @@ class Comparison:
       tests: behind the verdicts.
       margin, saving: set beforehand.
       outside: shapes by domain whose cost is outside the reference curve's range.
-      left_out: shapes by domain without a finite cost or quality.
+      left_out: shapes by domain without a finite cost or quality, and why.
       non_finite: number of values that were not finite.
     """
 
@@ -118,7 +118,7 @@ class Comparison:
     margin: float
     saving: float
     outside: Mapping[str, tuple[str, ...]]
-    left_out: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, Mapping[str, str]]
     non_finite: int
 
 

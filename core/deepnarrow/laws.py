@@ -17,7 +17,7 @@ from deepnarrow.bootstrap import LEVEL, SEED, Interval
 from deepnarrow.errors import InputError, shorten
 from deepnarrow.lawfit import LOG_SUMS, fit_generic, fit_log_sum, generic_starts, log_sum, solve
 from deepnarrow.plugins import LawForm
-from deepnarrow.summary import STEP_TIME
+from deepnarrow.summary import TIMES
 from deepnarrow.table import Table, count_non_finite, direction_of, domains, find_column
 
 BOOTSTRAP = 1000
@@ -178,8 +178,9 @@ def _one_domain(table: Table, domain: str | None) -> Table:
 
 def _check_machines(table: Table, columns: Sequence[str]) -> None:
     machines = set(table.columns["machine"][table.done]) if "machine" in table.columns else set()
-    if STEP_TIME in columns and len(machines) > 1:
-        raise InputError(f"column {STEP_TIME}", "was measured on several machines",
+    timed = next((name for name in columns if name in TIMES), None)
+    if timed and len(machines) > 1:
+        raise InputError(f"column {timed}", "was measured on several machines",
                          got=", ".join(sorted(map(str, machines))), expected="one machine")
 
 

@@ -18,7 +18,8 @@ from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten
 from deepnarrow.records import COSTS, MetricRow, Origin, Record, Status, latest
 
-STEP_TIME = "step_time_s"
+STEP_TIME, CHIP_HOURS = "step_time_s", "chip_hours"
+TIMES = (STEP_TIME, CHIP_HOURS)  # measured: of several machines none says anything about another
 # Rows of stages few_shot and fine_tune that no features went into: chance is 1 / classes, majority
 # the share of the commonest class.
 REFERENCES = ("chance", "majority")

@@ -10,17 +10,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten, suggest
 from deepnarrow.export import COLUMNS
-from deepnarrow.records import COSTS, MetricRow, Stage
+from deepnarrow.records import COSTS, MetricRow
 from deepnarrow.summary import is_quality, quality_name, quality_order
-from deepnarrow.table import Table
+from deepnarrow.table import BESIDE, Table
 
 NAME_COLUMNS = ("name", "shape", "model")
 DOMAIN_COLUMNS = ("domain", "modality")
@@ -173,21 +174,9 @@ def _own_export(columns: Columns) -> Table:
     rows = list(zip(*(columns[name] for name in columns), strict=True))
     cells = [dict(zip(columns, row, strict=True)) for row in rows]
     first: dict[str, dict[str, object]] = {}
-    found: dict[str, dict[str, list[float]]] = {}
-    directions: dict[str, Direction] = {}
     for cell in cells:
-        key = str(cell["key"])
-        first.setdefault(key, cell)
-        if cell["status"] != "done" or cell["origin"] != "pretrained":
-            continue
-        shots = cell.get("shots", math.nan)
-        row = MetricRow(cast(Stage, cell["stage"]), str(cell["task"]), str(cell["metric"]),
-                        cast(Direction, cell["direction"]), None,
-                        shots=int(shots) if np.isfinite(shots) else None)
-        if is_quality(row):
-            directions[quality_name(row)] = row.direction
-            values = found.setdefault(key, {}).setdefault(quality_name(row), [])
-            values += [float(cell["value"])] if np.isfinite(cell["value"]) else []
+        first.setdefault(str(cell["key"]), cell)
+    found, directions = _measured(cells)
     qualities = tuple(sorted(directions, key=quality_order))
     made: Columns = {}
     for name in COLUMNS:
@@ -196,13 +185,40 @@ def _own_export(columns: Columns) -> Table:
             made[name] = np.array([*(one[name] for one in first.values()), None],
                                   dtype=object)[:-1].astype(kind)
     for name in qualities:
-        made[name] = np.array([_mean(found.get(key, {}).get(name, [])) for key in first])
+        made[name] = _column(found, first, "pretrained", name)
+    beside = {origin: {name: column for name in qualities if np.isfinite(
+        column := _column(found, first, origin, name)).any()} for origin in BESIDE}
     whole = _foreign(made, "table", None)
     depth = made["num_encoder_layers"] + np.nan_to_num(made["num_decoder_layers"])
     return dataclasses.replace(
         whole, columns=made | {"depth": depth, "width": made["d_model"]}, directions=directions,
         done=np.array([one["status"] == "done" for one in first.values()], dtype=bool),
-        costs=COSTS, qualities=qualities)
+        costs=tuple(name for name in COSTS if name in made), qualities=qualities,
+        beside={origin: one for origin, one in beside.items() if one})
+
+
+Measured = dict[tuple[str, str, str], list[float]]  # by key, origin, quality
+
+
+def _measured(cells: Sequence[Mapping[str, Any]]) -> tuple[Measured, dict[str, Direction]]:
+    """The qualities of done trials, and the directions of those of pre-trained models."""
+    found: Measured = {}
+    directions: dict[str, Direction] = {}
+    for cell in cells:
+        shots = cell.get("shots", math.nan)
+        row = MetricRow(cell["stage"], str(cell["task"]), str(cell["metric"]), cell["direction"],
+                        None, shots=int(shots) if np.isfinite(shots) else None)
+        if cell["status"] != "done" or not is_quality(row):
+            continue
+        if cell["origin"] == "pretrained":
+            directions[quality_name(row)] = row.direction
+        values = found.setdefault((str(cell["key"]), str(cell["origin"]), quality_name(row)), [])
+        values += [float(cell["value"])] if np.isfinite(cell["value"]) else []
+    return found, directions
+
+
+def _column(found: Measured, keys: Iterable[str], origin: str, name: str) -> np.ndarray:
+    return np.array([_mean(found.get((key, origin, name), [])) for key in keys])
 
 
 def _mean(values: list[float]) -> float:

@@ -66,7 +66,7 @@ def test_pareto_of_any_csv(run, runs_csv):
         ("a", True, True), ("b", True, True), ("=c", False, False)]
     assert [round(p["membership"], 3) for p in front["points"]] == [1, 1, 0]
     assert front["hypervolume"] == pytest.approx((30 - 20) * (0.7 - 0.5))
-    assert (front["left_out"], front["non_finite"]) == (["d"], 1)
+    assert (front["left_out"], front["non_finite"]) == ({"d": "superglue is not finite"}, 1)
     shown = run("pareto", runs_csv, "--cost", "params", "--quality", "superglue", "--claims")[1]
     assert "superglue" in shown
     assert "1 values were not finite" in shown

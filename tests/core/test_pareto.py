@@ -253,7 +253,7 @@ def test_joint_fronts_hold_all_axes():
     assert front.directions == ("min", "min", "min", "max")
     assert {p.name: p.on_front for p in front.points} == {
         "a": True, "b": True, "c": True, "d": False}
-    assert front.left_out == ("e",)
+    assert front.left_out == {"e": "digits/few_shot@5 is missing"}
     assert front.hypervolume is not None
     several = [dataclasses.replace(r, seed=s, key=f"{r.key}/{s}") for r in records[:4]
                for s in (0, 1)]
@@ -406,7 +406,8 @@ def test_fronts_by_hand():
     front, = fronts(records, costs=["params_non_embedding"])
     assert (front.modality, front.quality, front.direction) == ("vision", "upstream/loss", "min")
     assert [(p.name, p.on_front) for p in front.points] == [("a", True), ("b", True), ("c", False)]
-    assert front.left_out == ("d", "e")
+    assert front.left_out == {"d": "upstream/loss is not finite",
+                              "e": "no finished run (1 diverged)"}
 
 
 def test_fronts_have_a_direction_a_modality_and_every_cost():
@@ -430,7 +431,8 @@ def test_machines_never_share_a_time_axis():
                make("b", 0, step_time=0.2, environment={"device": "cpu", "host": "one"})]
     found = fronts(records, ["step_time_s"])
     assert [(f.machine, [(p.name, p.cost) for p in f.points], f.left_out) for f in found] == [
-        ("cpu on one", [("a", 0.1), ("b", 0.2)], ()), ("tpu on two", [("a", 0.9)], ("b",))]
+        ("cpu on one", [("a", 0.1), ("b", 0.2)], {}), ("tpu on two", [("a", 0.9)], {
+            "b": "step_time_s on tpu on two was not measured: it needs 20 timed training steps"})]
     alone, = fronts(records[::2], ["step_time_s"])
     assert alone.machine == ""
 
