@@ -20,6 +20,7 @@ from deepnarrow.hypervolume import hypervolume
 from deepnarrow.pareto import FRONT_COSTS, joint_fronts
 from deepnarrow.pareto import fronts as table_fronts
 from deepnarrow.records import MetricRow, Record
+from deepnarrow.report.tables import warnings
 from deepnarrow.summary import (
     Quality,
     headline_qualities,
@@ -458,3 +459,28 @@ def test_ties_stand_on_the_front_together():
                make("c", params=1.0, loss=3.0)]
     front, = fronts(records, ["params_non_embedding"])
     assert [(p.name, p.on_front) for p in front.points] == [("a", True), ("b", True), ("c", False)]
+
+
+def test_the_average_over_probed_tasks_is_a_quality():
+    both = (probe(0.2), dataclasses.replace(probe(0.4), task="mnist"),
+            dataclasses.replace(probe(0.5), task="mnist", origin="raw"))
+    table = from_records([make("a", metrics=both)])
+    assert table.directions["average/few_shot@5"] == "max"
+    assert table.columns["average/few_shot@5"].tolist() == pytest.approx([0.3])
+    assert "average/few_shot@5" not in table.beside["raw"]  # of one task only
+    one_is_gone = (probe(0.2), dataclasses.replace(probe(None), task="mnist"))
+    assert np.isnan(from_records([make("a", metrics=one_is_gone)]).columns["average/few_shot@5"])
+    assert "average/few_shot@5" not in from_records([make("a", metrics=both[:1])]).columns
+
+
+def test_what_needs_no_pre_training_and_unsteady_costs_stand_beside_a_front():
+    rows = (probe(0.2), dataclasses.replace(probe(0.4), origin="raw"),
+            dataclasses.replace(probe(0.1), origin="untrained"))
+    records = [make("a", seed, step_time=time, metrics=rows)
+               for seed, time in enumerate((0.1, 0.2, 0.15))]
+    front, = fronts(records, ["step_time_s"], ["digits/few_shot@5"])
+    assert front.beside == {"untrained": pytest.approx(0.1), "raw": pytest.approx(0.4)}
+    assert front.cost_spread == pytest.approx(2.0)
+    said = " ".join(warnings([front]))
+    assert "differs up to 2x between trials" in said
+    assert "no shape beats raw inputs" in said

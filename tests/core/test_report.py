@@ -160,7 +160,7 @@ def test_the_report_is_a_page_its_figures_and_its_tables(report):
         "report.html", *(f"{kind}.{end}" for kind in kinds for end in ("png", "svg"))}
     assert {name for name in names if name.endswith(".csv")} == {f"{name}.csv" for name in (
         "shapes", "qualities", "fronts", "matches", "savings", "gains", "regions", "agreement",
-        "laws", "curves", "transfer", "effects", "verdicts", "tau", "metrics",
+        "laws", "worth", "curves", "transfer", "effects", "verdicts", "tau", "metrics",
         "deepnarrow-tests")}
     for kind in kinds:
         image = np.asarray(Image.open(folder / f"{kind}.png").convert("L"))

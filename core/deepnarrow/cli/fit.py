@@ -72,7 +72,7 @@ def _inputs(form: LawForm, given: Mapping[str, str | None]) -> dict[str, str]:
 
 def _show(console: Console, law: Law) -> None:
     source = ", ".join(f"{name} = {shorten(column)}" for name, column in law.inputs.items())
-    title = f"{law.form}: {shorten(law.y)} against {source}, {law.sizes} sizes"
+    title = f"{law.form}: {shorten(law.y)} against {source}, {law.sizes} points"
     rows = [(name, _number(one.estimate), _number(one.low), _number(one.high), one.method)
             for name, one in law.params.items()]
     if law.alpha is not None:

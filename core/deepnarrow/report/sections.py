@@ -104,11 +104,15 @@ def problems(found: Sequence[str]) -> str:
 def front_figures(domain: Domain, sources: Sources) -> str:
     """Every front, and who is on it with which probability."""
     parts = []
+    said: set[str] = set()  # what holds for several qualities is said once
     for group in by_quality(domain.fronts):
+        notes = [note for note in _notes(group) if note not in said]
+        said.update(notes)
         drawn = "".join(figure(charts.front_chart(front), _front_label(front))
                         for front in group if charts.drawn_points(front))
         parts.append(f"<h3>{escape(text.quality_title(group[0].quality))}</h3>"
-                     f'<div class="fronts">{drawn}</div>{_left_out(group)}'
+                     f'<div class="fronts">{drawn}</div>'
+                     + "".join(f'<p class="note">{escape(note, 1000)}</p>' for note in notes) +
                      f"<details><summary>Who is on the front, how surely</summary>"
                      f"{to_html(results.members(group, domain.name), sources)}</details>")
     return "".join(parts)
@@ -121,7 +125,7 @@ def _front_label(front: Front) -> str:
             f"on the front: {shown}")
 
 
-def _left_out(group: Sequence[Front]) -> str:
+def _notes(group: Sequence[Front]) -> list[str]:
     hidden = max(len(front.points) - len(charts.drawn_points(front)) for front in group)
     bad = max(front.non_finite for front in group)
     notes = [f"{line[0].upper()}{line[1:]}." for line in warnings(group)]
@@ -130,7 +134,7 @@ def _left_out(group: Sequence[Front]) -> str:
         notes.append(f"{bad} values of cost or quality were not finite.")
     if hidden:
         notes.append(f"Not drawn: up to {hidden:,} shapes that are dominated or cost nothing.")
-    return "".join(f'<p class="note">{escape(note, 1000)}</p>' for note in notes)
+    return notes
 
 
 def claims(domain: Domain, sources: Sources) -> str:
