@@ -255,7 +255,7 @@ def test_all_findings_are_told(report):
                    "Upstream against downstream", "Spearman's rho", "Scaling laws",
                    "alpha_P,U", "To mend it:", "Who is on the front, how surely", "on its front",
                    "10× the largest", "Was pre-training worth anything?",
-                   "6 of 6 shapes beat an untrained network of their own beyond noise"):
+                   "shapes beat an untrained network of their own in"):
         assert phrase in shown, phrase
 
 

@@ -108,6 +108,11 @@ class Page:
         return self.run("performance.getEntriesByType('navigation')[0].loadEventEnd || "
                         "performance.now()") / 1e3
 
+    def busy(self) -> float:
+        """CPU seconds of the page's main thread since it was opened."""
+        found = self.call("Performance.getMetrics")["metrics"]
+        return next(one["value"] for one in found if one["name"] == "TaskDuration")
+
     def run(self, source: str) -> Any:
         """Evaluates JavaScript and returns its value."""
         found = self.call("Runtime.evaluate", expression=source, returnByValue=True,
@@ -225,8 +230,12 @@ def report(tmp_path_factory):
 
 def test_500_runs_open_within_two_seconds_without_a_complaint(page, report):
     page.size(1400)
-    seconds = min(page.open(report) for _ in range(3))
-    assert seconds < 2
+    page.call("Performance.enable", timeDomain="threadTicks")
+    opened = [(page.open(report), page.busy()) for _ in range(3)]
+    page.call("Performance.disable")
+    assert min(busy for _, busy in opened) < 1.5  # seconds of CPU, whatever else the machine does
+    if os.getloadavg()[0] < (os.cpu_count() or 1):
+        assert min(seconds for seconds, _ in opened) < 2
     assert page.run("document.getElementById('explorer').hidden") is False
     assert page.run("document.querySelectorAll('#explorer figure svg').length") == 2
     assert page.run("document.querySelectorAll('#explorer circle.point').length") >= 90

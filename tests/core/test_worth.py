@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from deepnarrow.records import MetricRow, Record
+from deepnarrow.report.results import worth_by_quality
 from deepnarrow.report.tables import worth_words
 from deepnarrow.table import from_records
 from deepnarrow.worth import worths
@@ -52,17 +53,19 @@ def test_differences_are_within_a_seed_and_their_noise_is_pooled():
         assert shape.over_untrained.low == pytest.approx(mean - half)
         assert shape.over_untrained.high == pytest.approx(mean + half)
         assert shape.over_raw.estimate == pytest.approx(-0.3, abs=0.03)
-    words = worth_words(one)
-    assert "4 of 4 shapes beat an untrained network of their own beyond noise, 0 lose." in words
-    assert "0 of 4 shapes beat raw inputs beyond noise, 4 lose." in words
-    assert "the networks lose 0.400" in words
-    assert "wins 0.099 back" in words
+    words = worth_words([one])
+    assert "beat an untrained network of their own in 4 and lose in 0 of 4 comparisons" in words
+    assert "beat raw inputs in 0 and lose in 4 of 4 comparisons" in words
+    row, = worth_by_quality([one]).rows
+    assert row[4:8] == (pytest.approx(-0.4, abs=5e-3), pytest.approx(0.1, abs=5e-3), "4 (0) of 4",
+                        "0 (4) of 4")
 
 
 def test_less_is_better_turns_every_sign():
     one = only(records(dict.fromkeys(SHAPES, (0.5, 0.7)), raw=0.4, direction="min"))
     assert all(shape.over_untrained.low > 0 > shape.over_raw.high for shape in one.shapes)
-    assert "the networks lose 0.300" in worth_words(one)
+    row, = worth_by_quality([one]).rows
+    assert row[4:6] == (pytest.approx(-0.3, abs=5e-3), pytest.approx(0.2, abs=5e-3))
 
 
 @pytest.mark.parametrize(("order", "said"), [(1, True), (-1, False)])
@@ -71,7 +74,7 @@ def test_an_order_that_untrained_networks_have_too_is_said(order, said):
     levels = {name: (0.3 + i / 20, 0.2 + order * i / 50) for i, name in enumerate(names)}
     one = only(records(levels, seeds=2, noise=1e-4))
     assert one.alike.estimate == pytest.approx(order)
-    assert ("rank the shapes alike" in worth_words(one)) == said
+    assert ("untrained networks rank the shapes as" in worth_words([one])) == said
 
 
 def test_one_seed_knows_no_noise_and_what_was_not_measured_is_not_said():
@@ -80,6 +83,6 @@ def test_one_seed_knows_no_noise_and_what_was_not_measured_is_not_said():
     assert [shape.name for shape in one.shapes] == ["tiny"]
     assert (one.shapes[0].over_untrained.low, one.shapes[0].over_raw) == (None, None)
     assert one.alike is None
-    assert "One training seed" in worth_words(one)
+    assert "One training seed" in worth_words([one])
     table = from_records(records({"tiny": (0.6, None)}, raw=None))
     assert worths(table, [(QUALITY, "max")]) == []

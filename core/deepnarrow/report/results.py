@@ -17,7 +17,7 @@ from deepnarrow.pareto import Front
 from deepnarrow.report import text
 from deepnarrow.report.findings import Domain
 from deepnarrow.report.sheets import Column, Sheet
-from deepnarrow.report.tables import Curve, TransferTable
+from deepnarrow.report.tables import Curve, TransferTable, beyond
 from deepnarrow.shape import FIELD_LIMITS
 from deepnarrow.summary import Quality
 from deepnarrow.table import mean_by_shape, seed_values, shapes_of
@@ -161,6 +161,47 @@ def members(group: Sequence[Front], domain: str) -> Sheet:
 def _membership(point: Any) -> str:
     share = "" if point.membership is None else percent(point.membership)
     return f"● {share}".strip() if point.on_front else share or "–"
+
+
+def worth_by_quality(found: Sequence[Worth]) -> Sheet:
+    """What each quality loses between raw inputs and the pre-trained model, and where."""
+    columns = (QUALITY, Column("pretrained", "Pre-trained", "number", text.quality),
+               Column("untrained", "Untrained", "number", text.quality),
+               Column("raw", "Raw inputs", "number", text.quality),
+               Column("lost", "Untrained minus raw", "number", signed),
+               Column("won", "Pre-trained minus untrained", "number", signed),
+               Column("shapes", "Shapes that beat untrained", "number"),
+               Column("over_raw", "that beat raw", "number"),
+               Column("alike", "Order as untrained, tau", "interval",
+                      lambda one: text.interval(one, "{:.2f}")))
+    rows = tuple((
+        one.quality, one.pretrained, one.untrained, one.raw, _lead(one, one.untrained, one.raw),
+        _lead(one, one.pretrained, one.untrained),
+        _beaten([shape.over_untrained for shape in one.shapes]),
+        _beaten([shape.over_raw for shape in one.shapes]), one.alike) for one in found)
+    return Sheet(
+        "worth", "", columns, rows, "",
+        "Means over shapes; differences are better where positive, taken within a training seed; "
+        "'3 (1) of 6': three shapes are better beyond noise (90%) and one is worse. Untrained "
+        "minus raw is what the network itself loses: a probe sees its few pooled numbers instead "
+        "of the inputs. The records do not say whether longer pre-training, wider features or "
+        "another probe would win it back.")
+
+
+def signed(value: float) -> str:
+    """A difference to three digits, with its sign."""
+    return f"{value:+.3g}"
+
+
+def _lead(one: Worth, better: float | None, worse: float | None) -> float | None:
+    if better is None or worse is None:
+        return None
+    return (better - worse) * (1 if one.direction == "max" else -1)
+
+
+def _beaten(found: Sequence[Interval | None]) -> str | None:
+    known = beyond(found)
+    return None if known is None else f"{known[0]} ({known[1]}) of {known[2]}"
 
 
 def worth(found: Sequence[Worth], domain: str) -> Sheet:

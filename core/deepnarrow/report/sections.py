@@ -175,13 +175,11 @@ def worth(domain: Domain, sources: Sources) -> str:
     """Was pre-training worth anything, and where is quality lost?"""
     if not domain.worths:
         return ""
-    said = "".join(f"<li><b>{escape(text.quality_title(one.quality))}</b>: "
-                   f"{escape(worth_words(one), 1500)}</li>" for one in domain.worths)
     return ("<h4>Was pre-training worth anything?</h4><p>The same measurement of a network of the "
-            "same shape with random parameters, and of the raw inputs. Differences within a "
-            "training seed; beyond noise: the 90% interval leaves out 0. Records say where quality "
-            "is lost, not whether longer pre-training or another probe would win it back.</p>"
-            f'<ul class="said">{said}</ul><details><summary>By shape</summary>'
+            "same shape with random parameters, and of the raw inputs. "
+            f"{escape(worth_words(domain.worths), 1500)}</p>"
+            f"{to_html(results.worth_by_quality(domain.worths), sources)}"
+            f"<details><summary>By shape</summary>"
             f"{to_html(results.worth(domain.worths, domain.name), sources)}</details>")
 
 

@@ -99,38 +99,35 @@ def raw_wins(group: Sequence[Front]) -> bool:
     return bool(best) and raw is not None and turn * raw >= max(turn * value for value in best)
 
 
-def worth_words(one: Worth) -> str:
-    """What pre-training was worth to one quality, in sentences."""
-    beside = {"untrained networks": one.untrained, "raw inputs": one.raw}
-    words = [f"{text.quality(one.pretrained)} on average; " +
-             ", ".join(f"{name} {text.quality(value)}" for name, value in beside.items()
-                       if value is not None) + "."]
-    for name, found in (("an untrained network of their own", [
-            shape.over_untrained for shape in one.shapes]),
-                        ("raw inputs", [shape.over_raw for shape in one.shapes])):
-        words.append(_beyond(name, [x for x in found if x is not None]))
-    turn = 1 if one.direction == "max" else -1
-    if one.raw is not None and one.untrained is not None and turn * (
-            one.raw - one.pretrained) > 0:
-        lost, won = turn * (one.raw - one.untrained), turn * (one.pretrained - one.untrained)
-        words.append(f"Of the {turn * (one.raw - one.pretrained):.3f} below raw inputs, the "
-                     f"networks lose {lost:.3f} before any training (what the probe sees of them "
-                     "is fewer, pooled numbers), and pre-training " + (
-                         f"wins {won:.3f} back." if won >= 0 else f"loses {-won:.3f} more."))
-    if one.alike is not None and (one.alike.low or 0) > 0:
-        words.append("Untrained networks rank the shapes alike (tau "
-                     f"{text.interval(one.alike, '{:.2f}')}): this order is at least in part that "
-                     "of the architectures under this measurement, not of what they learnt.")
-    return " ".join(filter(None, words))
+def worth_words(found: Sequence[Worth]) -> str:
+    """Whether pre-training was worth anything, in sentences, over all that was measured."""
+    words = []
+    against = {"raw inputs": [[shape.over_raw for shape in one.shapes] for one in found],
+               "an untrained network of their own": [[shape.over_untrained for shape in one.shapes]
+                                                     for one in found]}
+    for name, groups in against.items():
+        known = [one for one in map(beyond, groups) if one is not None]
+        if known:
+            words.append(f"Beyond noise, shapes beat {name} in {sum(one[0] for one in known)} and "
+                         f"lose in {sum(one[1] for one in known)} of "
+                         f"{sum(one[2] for one in known)} comparisons.")
+    if not words and found:
+        words.append("One training seed: what is beyond noise is not known.")
+    alike = sum(one.alike is not None and (one.alike.low or 0) > 0 for one in found)
+    if alike:
+        words.append(f"In {alike} of {len(found)} qualities untrained networks rank the shapes as "
+                     "the pre-trained ones do: that order is at least in part that of the "
+                     "architectures under the measurement, not of what they learnt.")
+    return " ".join(words)
 
 
-def _beyond(name: str, found: Sequence[Interval]) -> str:
-    known = [one for one in found if one.low is not None and one.high is not None]
-    if not known:
-        return f"One training seed: whether shapes beat {name} is not known." if found else ""
-    better = sum((one.low or 0) > 0 for one in known)
-    worse = sum((one.high or 0) < 0 for one in known)
-    return (f"{better} of {len(known)} shapes beat {name} beyond noise, {worse} lose.")
+def beyond(found: Sequence[Interval | None]) -> tuple[int, int, int] | None:
+    """How many of several differences are above 0 and below 0 by their intervals, and of how many;
+    None without intervals.
+    """
+    known = [one for one in found if one and one.low is not None and one.high is not None]
+    return (sum((one.low or 0) > 0 for one in known), sum((one.high or 0) < 0 for one in known),
+            len(known)) if known else None
 
 
 def count_runs(records: Sequence[Record], trials: Sequence[Record]) -> Counts:
