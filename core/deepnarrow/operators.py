@@ -222,6 +222,12 @@ def _deep(
     return np.array(found, dtype=bool)
 
 
+def beside_line(family: Family) -> int:
+    """Shapes more than a line through all of them (a mean at one cost) runs through anyway."""
+    own = family.cost[family.reference]
+    return len(own) - min(len(np.unique(own)), 2)
+
+
 def curve_weights(family: Family, cost: float) -> np.ndarray | None:
     """[shapes] the reference curve at `cost` as a weighted sum of the means, or None outside."""
     places = np.log(family.cost)
@@ -234,6 +240,8 @@ def curve_weights(family: Family, cost: float) -> np.ndarray | None:
     target = min(max(target, low), high)
     weights = np.zeros(len(places))
     if family.curve == ALL_SHAPES:
+        if not beside_line(family):
+            return None
         design = np.column_stack([np.ones(len(own)), places[own] - target])
         weights[own] = np.linalg.pinv(design)[0]
         return weights

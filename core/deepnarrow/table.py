@@ -245,9 +245,20 @@ def find_column(table: Table, name: str, kind: str) -> str:
                      hint=f"did you mean {near}?" if near else None)
 
 
+def as_number(text: str) -> float:
+    """The number that `text` is, in ASCII digits without underscores.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
 def _is_number(value: object) -> bool:
     try:
-        float(str(value))
+        as_number(str(value))
     except ValueError:
         return False
     return True

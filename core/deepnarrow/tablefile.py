@@ -21,13 +21,14 @@ from deepnarrow.errors import InputError, shorten, suggest
 from deepnarrow.export import COLUMNS
 from deepnarrow.records import COSTS, MetricRow
 from deepnarrow.summary import is_quality, quality_name, quality_order
-from deepnarrow.table import BESIDE, Table
+from deepnarrow.table import BESIDE, Table, as_number
 
 NAME_COLUMNS = ("name", "shape", "model")
 DOMAIN_COLUMNS = ("domain", "modality")
 # What a long table of ours has, and nobody else's.
 OWN_COLUMNS = {"key", "modality", "architecture", "name", "seed", "status", "stage", "task",
                "metric", "direction", "value", "origin"}
+SEPARATORS = (";", "\t", "|")  # of other dialects
 MAX_BYTES = 4 << 30
 MAX_CELLS = 300_000_000
 Columns = dict[str, np.ndarray]
@@ -86,6 +87,12 @@ def _read_csv(path: Path, where: str) -> Columns:
 def _check_header(header: list[str], where: str) -> None:
     if not any(header):
         raise InputError(where, "has no header", expected="a first line with the columns' names")
+    if any("\0" in name for name in header):
+        raise InputError(where, "is no text", hint="CSV and Parquet files can be read")
+    separator = next((mark for mark in SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    if separator is not None:
+        raise InputError(where, "has one column", got=shorten(header[0], 60),
+                         expected="columns with commas between", hint=f"replace {separator!r}")
     twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
     if twice is not None:
         raise InputError(where, "has two columns of one name", got=repr(shorten(twice)))
@@ -93,7 +100,8 @@ def _check_header(header: list[str], where: str) -> None:
 
 def _typed(cells: tuple[str, ...]) -> np.ndarray:
     try:
-        return np.array([float(cell) if cell.strip() else _EMPTY for cell in cells], np.float64)
+        return np.array([as_number(cell) if cell.strip() else _EMPTY for cell in cells],
+                        np.float64)
     except ValueError:
         return np.array([*cells, None], dtype=object)[:-1]
 

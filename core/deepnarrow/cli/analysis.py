@@ -101,6 +101,7 @@ def pareto(options: argparse.Namespace) -> Output:
         if direction == "max":
             raise InputError("--cost", "a cost is better where it is less", got=f"{name}:max",
                              expected=f"{name}:min")
+    _refuse_repeats(costs, qualities)
     table = load_table(options.sources)
     names = [name for name, _ in costs] or default_costs(table)
     chosen = qualities or default_qualities(table)
@@ -127,6 +128,18 @@ def pareto(options: argparse.Namespace) -> Output:
         claims.show_agreements(console, agreed)
 
     return Output(document, show)
+
+
+def _refuse_repeats(
+    costs: Sequence[tuple[str, str | None]], qualities: Sequence[tuple[str, str | None]]
+) -> None:
+    flags = [("--cost", name) for name, _ in costs] + [("--quality", name) for name, _ in qualities]
+    seen: dict[str, str] = {}
+    for flag, name in flags:
+        if name in seen:
+            raise InputError(flag, "is given twice" if seen[name] == flag else
+                             "is a cost already", got=shorten(name), hint="leave one out")
+        seen[name] = flag
 
 
 def _predicted(table: Table, sources: Sequence[str], chip: str) -> tuple[Table, str]:

@@ -404,7 +404,7 @@ def _notes(law: Law) -> str:
         notes.append(f"without the {largest} a fit misses them by "
                      f"{law.hold_out.error:.2%}, {law.hold_out.factor:.3g}x beyond what it saw")
     if law.non_finite:
-        notes.append(f"{law.non_finite} values were not finite")
+        notes.append(f"{text.plural(law.non_finite, 'value')} not finite")
     return "; ".join(notes)
 
 

@@ -131,7 +131,7 @@ def _notes(group: Sequence[Front]) -> list[str]:
     notes = [f"{line[0].upper()}{line[1:]}." for line in warnings(group)]
     notes += [f"Left out: {names} ({why})." for why, names in left_out(group)]
     if bad:
-        notes.append(f"{bad} values of cost or quality were not finite.")
+        notes.append(f"{text.plural(bad, 'value')} of cost or quality not finite.")
     if hidden:
         notes.append(f"Not drawn: up to {hidden:,} shapes that are dominated or cost nothing.")
     return notes

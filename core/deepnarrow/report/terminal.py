@@ -68,7 +68,7 @@ def _missing(group: Sequence[Front | JointFront]) -> str:
     lines = [f"Left out: {text.plain(names, 400)} ({text.plain(why)})"
              for why, names in left_out(group)]
     bad = max(front.non_finite for front in group)
-    lines += [f"{bad} values were not finite"] if bad else []
+    lines += [f"{text.plural(bad, 'value')} not finite"] if bad else []
     return "".join(f"\n{line}" for line in lines)
 
 
