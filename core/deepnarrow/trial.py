@@ -358,6 +358,8 @@ class UnitRunner:
                 "tokens_seen": examples and float(examples * costs.tokens_per_example),
                 "step_time_s": result and result.step_time_s,
                 "peak_bytes": programs.peak_bytes,
+                "chip_hours": result and result.step_time_s and (
+                    result.step_time_s * result.steps * self._devices() / 3600),
             },
             environment={**environment.describe(), "sharding": self._sharding(),
                          "seconds": sum(measured.seconds.values()),
@@ -366,6 +368,9 @@ class UnitRunner:
             curve=tuple(measured.curve),
             outcomes=tuple(measured.outcomes),
         )
+
+    def _devices(self) -> int:
+        return 1 if self.layout is None else self.layout.shape.size
 
     def _sharding(self) -> dict[str, Any]:
         """How the devices shared the work, for the record."""
