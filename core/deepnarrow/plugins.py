@@ -112,6 +112,7 @@ class PluginInfo:
       distribution: the installed package that it comes from.
       version: of that distribution.
       error: why it is unavailable, None where it loaded.
+      module: where its hooks are.
       names: what it registers, or would, by kind: `{"modalities": ("text",), ...}`; tasks are named
         `modality/task`.
     """
@@ -120,6 +121,7 @@ class PluginInfo:
     distribution: str
     version: str
     error: str | None = None
+    module: str = ""
     names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -223,7 +225,8 @@ def load_plugins(
     loaded = [_register(manager, builtin, core)]
     points, taken = _split_by_name(entry_points, core)
     loaded += [*taken, *(_load(manager, point) for point in points)]
-    loaded += [_register(manager, module, PluginInfo(module.__name__, module.__name__, ""))
+    loaded += [_register(manager, module, PluginInfo(
+        module.__name__, module.__name__, "", module=module.__name__))
                for module in extra]
     plugins = _settle([_collect(manager, p) if p.info.error is None else p for p in loaded])
     for plugin in (p for p in plugins if p.info.error):
@@ -288,8 +291,8 @@ def _keeps(info: PluginInfo, claimants: Iterable[PluginInfo]) -> bool:
 def _info(point: importlib.metadata.EntryPoint) -> PluginInfo:
     dist = point.dist
     if dist is None:
-        return PluginInfo(point.name, "unknown distribution", "")
-    return PluginInfo(point.name, dist.name, dist.version)
+        return PluginInfo(point.name, "unknown distribution", "", module=point.value)
+    return PluginInfo(point.name, dist.name, dist.version, module=point.value)
 
 
 @contextlib.contextmanager

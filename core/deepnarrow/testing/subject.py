@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepnarrow.assemble import count_costs, make_model
+from deepnarrow.assemble import check_operators, count_costs, make_model
 from deepnarrow.config import resolve_options
+from deepnarrow.errors import NotApplicable, ShapeError
 from deepnarrow.modality import (
     EXAMPLE_MASK,
     AnyArchitecture,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 BATCH_SIZE = 8
+# Float32 sums in another order differ by about a millionth; this is far from any wrong formula.
+RTOL = 1e-4
 
 
 class CheckFailed(AssertionError):
@@ -96,6 +99,16 @@ class Subject:
         """Resolves a shape expression of this modality."""
         return resolve(text, self.registry.vocabulary(self.modality))
 
+    def applies(self, text: str) -> bool:
+        """Says whether the architecture has those operators and can build that shape here."""
+        try:
+            named = self.shape(text)
+            check_operators(named, self.architecture)
+            make_model(self.modality, self.architecture, named.shape, self.options)
+        except (NotApplicable, ShapeError):
+            return False
+        return True
+
     def model_of(self, text: str, **options: Any) -> Model:
         """Returns the model of a shape, with options laid over."""
         return make_model(self.modality, self.architecture, self.shape(text).shape,
@@ -145,6 +158,33 @@ def leaves_by_path(tree: Any) -> dict[tuple[str, ...], Any]:
         return {(): tree}
     return {(name, *path): leaf for name, sub in tree.items()
             for path, leaf in leaves_by_path(sub).items()}
+
+
+def shapes_of(subject: Subject, text: str) -> Any:
+    """Returns the abstract parameters of a shape."""
+    import jax
+
+    return jax.eval_shape(subject.model_of(text).init, jax.random.key(0))
+
+
+def axes_of(subject: Subject, text: str) -> dict[tuple[str, ...], Any]:
+    """Returns the axes of a shape's parameters by path."""
+    return leaves_by_path(subject.model_of(text).param_axes)
+
+
+def doubled(subject: Subject, symbol: str, field: str) -> str:
+    """Returns `tiny` with an operator that doubles a field."""
+    return f"tiny-{symbol}{2 * getattr(subject.shape('tiny').shape, field)}"
+
+
+def name_of(path: tuple[str, ...]) -> str:
+    """Returns a path as people read it."""
+    return "/".join(path)
+
+
+def first_of(paths: Any) -> str:
+    """Returns the first of some paths, "" of none."""
+    return name_of(min(paths)) if paths else ""
 
 
 def expect(holds: bool, message: str) -> None:
