@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import json
 import subprocess
@@ -14,12 +15,20 @@ import numpy as np
 import pytest
 import toy
 
+from deepnarrow import testing
 from deepnarrow.cli import main
 from deepnarrow.errors import InputError
 from deepnarrow.formats import CheckpointFormat, CheckpointHeader
 from deepnarrow.modality import FlopTerm, ParamArray, axes_tree
 from deepnarrow.plugins import PluginInfo
-from deepnarrow.testing import CHECKS, CheckFailed, Subject, check_modality, make_subject
+from deepnarrow.testing import (
+    CHECKS,
+    CheckFailed,
+    Subject,
+    check_modality,
+    make_subject,
+    modality_checks,
+)
 
 RIGHT = toy.toy_modality()
 
@@ -278,6 +287,13 @@ def test_the_toy_keeps_every_promise():
     assert [r.name for r in results] == list(CHECKS)
 
 
+def test_every_check_is_public_short_and_says_its_promise():
+    for name, check in CHECKS.items():
+        assert getattr(testing, f"check_{name}") is check
+        assert len(inspect.getsource(check).splitlines()) <= 30
+        assert (check.__doc__ or "").splitlines()[0].endswith(".")
+
+
 def test_every_check_has_a_fault():
     assert {check for check, _, _ in FAULTS.values()} == CHECKS.keys()
 
@@ -286,7 +302,7 @@ def test_every_check_has_a_fault():
 def test_a_fault_is_found_and_the_message_says_what_to_change(fault):
     check, words, make = FAULTS[fault]
     with pytest.raises(CheckFailed, match=words):
-        CHECKS[check](subject_of(make()))
+        dict(modality_checks(subject_of(make())))[check]()
 
 
 @pytest.mark.slow
