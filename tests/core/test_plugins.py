@@ -137,15 +137,15 @@ def test_hook_step_end_and_hook_run_end_are_called_on_every_plugin():
         seen.append(info)
 
     @hookimpl
-    def deepnarrow_run_end(record):
-        seen.append(record)
+    def deepnarrow_run_end(record, info):
+        seen.append((record, info))
 
     module.deepnarrow_step_end = deepnarrow_step_end  # pyright: ignore[reportAttributeAccessIssue]
     module.deepnarrow_run_end = deepnarrow_run_end  # pyright: ignore[reportAttributeAccessIssue]
     registry = load_plugins([], [module])
     registry.hooks.deepnarrow_step_end(info={"step": 1})
-    registry.hooks.deepnarrow_run_end(record={"key": "k"})
-    assert seen == [{"step": 1}, {"key": "k"}]
+    registry.hooks.deepnarrow_run_end(record={"key": "k"}, info={"seed": 0})
+    assert seen == [{"step": 1}, ({"key": "k"}, {"seed": 0})]
 
 
 # --- observers -----------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_an_observer_that_fails_is_named_once_and_harms_nobody(install, capsys):
         *install("acme-worse", {"worse": OBSERVER.format(step="info['no']", run="pass")})])
     for step in (1, 2):
         notify(registry, "deepnarrow_step_end", info={"step": step})
-        notify(registry, "deepnarrow_run_end", record={"key": "k"})
+        notify(registry, "deepnarrow_run_end", record={"key": "k"}, info={})
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
@@ -454,14 +454,14 @@ def test_a_module_given_twice_stays_registered(toy, capsys):
 
     @hookimpl
     def deepnarrow_step_end(info):
-        print(info)
+        print(info["step"])
 
     module.deepnarrow_step_end = deepnarrow_step_end  # pyright: ignore[reportAttributeAccessIssue]
     registry = load_plugins([], [module, module])
     assert list(registry.modalities) == ["toy"]
     assert [p.error for p in registry.plugins] == [
         None, None, "its module is already registered, as 'twice'"]
-    notify(registry, "deepnarrow_step_end", info=1)
+    notify(registry, "deepnarrow_step_end", info={"step": 1})
     assert capsys.readouterr() == ("", "1\n")
 
 
