@@ -32,7 +32,8 @@ def deepnarrow_run_end(record, info):
     for row in record["metrics"]:
         names = row["stage"], row["task"], row["metric"], row["origin"], row["shots"]
         if row["value"] is not None:
-            client.log_metric(run, clean("/".join(str(name) for name in names if name)), row["value"])
+            name = clean("/".join(str(name) for name in names if name))
+            client.log_metric(run, name, row["value"])
     client.set_terminated(run, "FINISHED" if record["status"] == "done" else "FAILED")
 
 

@@ -5,16 +5,17 @@
     wandb sync DIR/wandb/offline-run-*
 """
 
-import functools
 import os
 
 from deepnarrow import hookimpl
+
+RUNS = {}
 
 
 @hookimpl
 def deepnarrow_step_end(info):
     """Logs a step's points under an axis of their stage: stages count steps from 0 each."""
-    run = open_run(Trial(info))
+    run = open_run(info)
     stage = info["stage"]
     run.log({f"{stage}/step": info["step"],
              **{f"{stage}/{name}": value for name, value in info["metrics"].items()}})
@@ -23,31 +24,22 @@ def deepnarrow_step_end(info):
 @hookimpl
 def deepnarrow_run_end(record, info):
     """Writes what was measured at the end, and closes the run."""
-    run = open_run(Trial(info))
+    run = open_run(info)
     run.summary["status"] = record["status"]
     for row in record["metrics"]:
         names = row["stage"], row["task"], row["metric"], row["origin"], row["shots"]
         run.summary["/".join(str(name) for name in names if name)] = row["value"]
     run.finish(exit_code=int(record["status"] == "failed"))
-    open_run.cache_clear()
+    del RUNS[info["trial_key"]]
 
 
-class Trial(dict):
-    """What a trial is, with its key as its identity."""
-
-    def __hash__(self):
-        return hash(self["trial_key"])
-
-    def __eq__(self, other):
-        return self["trial_key"] == other["trial_key"]
-
-
-@functools.cache
 def open_run(trial):
     """Returns the trial's run; an interrupted trial goes on in the run it had."""
     import wandb
 
-    run = wandb.init(
+    if trial["trial_key"] in RUNS:
+        return RUNS[trial["trial_key"]]
+    RUNS[trial["trial_key"]] = run = wandb.init(
         mode=os.environ.get("WANDB_MODE", "offline"), dir=trial["workdir"], id=trial["trial_key"],
         resume="allow", project=trial["study"], group=f"{trial['modality']} {trial['shape']}",
         name=f"{trial['modality']} {trial['shape']} seed {trial['seed']}", config=trial["config"])
