@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from deepnarrow.study import Unit
 
 GROUP = "deepnarrow.plugins"
+PATIENCE = 3.0  # seconds that a plugin may load before its name is told
 CORE = "deepnarrow"  # the distribution whose own names nobody can take away
 T = TypeVar("T")
 
@@ -308,10 +310,27 @@ def _contained(what: str) -> Iterator[None]:
         raise PluginError("", f"{what}{type(error).__name__}{detail}") from error
 
 
+@contextlib.contextmanager
+def _patiently(info: PluginInfo) -> Iterator[None]:
+    """Runs a plugin's code; says whose it is if it takes long. Ctrl-C ends one that never ends."""
+    def say() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"note: {_where(info)} has been loading for {PATIENCE:g} s; if it never ends, "
+                  f"press Ctrl-C and uninstall {info.distribution}", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(PATIENCE, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _load(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint) -> _Plugin:
     plugin = _Plugin(_info(point))
     try:
-        with _contained("import failed: "):
+        with _patiently(plugin.info), _contained("import failed: "):
             module = point.load()
     except PluginError as error:
         return plugin.refused(error)
@@ -386,7 +405,7 @@ def _returned(
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         if implementation.plugin is not plugin.module:
             continue
-        with _contained(f"{hook} raised "):
+        with _patiently(plugin.info), _contained(f"{hook} raised "):
             returned = implementation.function()
         if kind != "tasks":
             groups = {"": returned}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import itertools
+import json
+import os
 import subprocess
 import sys
 import types
@@ -250,6 +252,47 @@ def test_a_broken_plugin_is_contained(install, fault):
     assert expected in str(e.value)
     with pytest.raises(PluginError, match="plugin 'broken' of acme-broken: "):
         load_plugins(points, strict=True)
+
+
+def test_a_plugin_that_hangs_is_named_while_it_does(install, monkeypatch, capsys):
+    monkeypatch.setattr("deepnarrow.plugins.PATIENCE", 0.05)
+    slow = "import time\ntime.sleep(0.4)\n"
+    registry = load_plugins([
+        *install("acme-slow", {"slow": slow + GOOD.format(name="slow")}),
+        *install("acme-quick", {"quick": GOOD.format(name="quick")})])
+    assert set(registry.modalities) == {"slow", "quick"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == ("note: plugin 'slow' of acme-slow has been loading for 0.05 s; if it never "
+                    "ends, press Ctrl-C and uninstall acme-slow")
+
+
+def test_list_works_beside_plugins_that_fail_exit_hang_and_print(tmp_path):
+    """The installed command, in a process of its own, with four bad distributions on its path."""
+    bad = {"fails": "import no_such_module", "exits": "import os, sys\nsys.exit(3)",
+           "hangs": "import time\ntime.sleep(5)", "prints": "print('noise')"}
+    for name, source in bad.items():
+        (tmp_path / f"bad_{name}.py").write_text(source + "\n" + OBSERVER.format(
+            step="pass", run="pass"))
+        info = tmp_path / f"acme_{name}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = bad_{name}\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from deepnarrow.cli import main; sys.exit(main("
+         "sys.argv[1:]))", "list", "--json"], capture_output=True, text=True, timeout=120,
+        check=True, env={**os.environ, "PYTHONPATH": path})
+    plugins = {row["name"]: row for row in json.loads(done.stdout)["plugins"]}
+    assert {name: plugins[name]["error"] for name in bad} == {
+        "fails": "import failed: ModuleNotFoundError: No module named 'no_such_module'",
+        "exits": "import failed: SystemExit: 3", "hangs": None, "prints": None}
+    assert all(plugins[name]["distribution"] == f"acme-{name}" for name in bad)
+    assert all(plugins[name]["version"] == "1.2" for name in bad)
+    assert {"text_t5", "vision_vit"} <= plugins.keys()
+    assert plugins["text_t5"]["registers"]["modalities"] == ["text_t5"]
+    assert "plugin 'hangs' of acme-hangs has been loading for 3 s" in done.stderr
+    assert "noise" in done.stderr
 
 
 def test_ctrl_c_is_not_contained(install):
