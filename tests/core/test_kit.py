@@ -287,6 +287,20 @@ def test_the_toy_keeps_every_promise():
     assert [r.name for r in results] == list(CHECKS)
 
 
+def test_a_task_without_data_is_left_out_and_named():
+    def nowhere(split):
+        raise InputError("task 'far'", "its data is not configured")
+
+    def tasks(data, options):
+        (task,) = RIGHT.tasks(data, options).values()
+        return {task.name: task, "far": dataclasses.replace(task, name="far", examples=nowhere)}
+
+    subject = make_subject(dataclasses.replace(RIGHT, tasks=tasks))
+    assert list(subject.tasks) == ["toy_task"]
+    assert subject.left_out == {"far": "task 'far': its data is not configured"}
+    dict(modality_checks(subject))["labels"]()
+
+
 def test_every_check_is_public_short_and_says_its_promise():
     for name, check in CHECKS.items():
         assert getattr(testing, f"check_{name}") is check

@@ -11,7 +11,7 @@ import numpy as np
 
 from deepnarrow.assemble import check_operators, count_costs, make_model
 from deepnarrow.config import resolve_options
-from deepnarrow.errors import NotApplicable, ShapeError
+from deepnarrow.errors import InputError, NotApplicable, ShapeError
 from deepnarrow.modality import (
     EXAMPLE_MASK,
     AnyArchitecture,
@@ -75,7 +75,22 @@ class Subject:
 
     @functools.cached_property
     def tasks(self) -> Mapping[str, Task]:
-        """The modality's own tasks, whose data may be missing here."""
+        """The modality's own tasks whose data are here."""
+        return {name: task for name, task in self._all_tasks.items() if name not in self.left_out}
+
+    @functools.cached_property
+    def left_out(self) -> Mapping[str, str]:
+        """The tasks that cannot be checked, for their data cannot be opened: name -> reason."""
+        found = {}
+        for name, task in self._all_tasks.items():
+            try:
+                task.examples("train")
+            except InputError as error:
+                found[name] = str(error)
+        return found
+
+    @functools.cached_property
+    def _all_tasks(self) -> Mapping[str, Task]:
         return self.modality.tasks(self.data_options, self.options)
 
     @functools.cached_property
