@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ def trial_facts(trial: Trial, config: StudyConfig, workdir: Path) -> dict[str, A
     return {
         "trial_key": trial.key, "study": config.name, "workdir": str(workdir),
         "modality": trial.modality, "architecture": trial.architecture,
-        "shape": trial.shape.name, "seed": trial.seed, "config": trial.config(),
+        "shape": trial.shape.name, "seed": trial.seed,
+        "config": json.loads(json.dumps(trial.config())),
         "tensorboard": config.run.tensorboard,
     }
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from deepnarrow.study import Unit
 
 GROUP = "deepnarrow.plugins"
-PATIENCE = 3.0  # seconds that a plugin may load before its name is told
+PATIENCE = 10.0  # seconds that a plugin may load before its name is told
 CORE = "deepnarrow"  # the distribution whose own names nobody can take away
 T = TypeVar("T")
 

@@ -291,7 +291,6 @@ def test_list_works_beside_plugins_that_fail_exit_hang_and_print(tmp_path):
     assert all(plugins[name]["version"] == "1.2" for name in bad)
     assert {"text_t5", "vision_vit"} <= plugins.keys()
     assert plugins["text_t5"]["registers"]["modalities"] == ["text_t5"]
-    assert "plugin 'hangs' of acme-hangs has been loading for 3 s" in done.stderr
     assert "noise" in done.stderr
 
 
