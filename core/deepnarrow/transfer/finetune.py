@@ -224,6 +224,7 @@ def finetune(
     ft: FineTuneProgram, params: Params, *, seed: int,
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    on_log: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> FineTuneResult:
     """Fine-tunes a checkpoint and scores it.
 
@@ -234,6 +235,7 @@ def finetune(
       should_stop: asked before each step and each batch that is scored; if it says True, the
         status is `preempted` and there are no scores.
       progress: called as `progress(step, total_steps, text)`.
+      on_log: called as `on_log(step, {"train/loss": ...})` with every point of the curve.
 
     Raises:
       InputError: the seed is out of range; only the head is trained and other parameters are new.
@@ -255,7 +257,7 @@ def finetune(
     result = train(ft.program, ft.train_source(), seed=seed, batch_size=config.batch_size,
                    run=RunOptions(eval_every=config.eval_every), stage="fine_tune",
                    measure=selection.measure, initial_params=adapted, progress=progress,
-                   should_stop=should_stop)
+                   on_log=on_log, should_stop=should_stop)
     status, found, last = result.status, {}, result.state.eval_params
     try:
         for task in ft.tasks if status == "done" else ():
