@@ -119,7 +119,8 @@ def seed_qualities(
         if row.origin == origin and is_quality(row):
             directions[quality_name(row)] = row.direction
             values.setdefault(quality_name(row), []).extend(_finite(row.value))
-    made = {name: (directions[name], _mean(found)) for name, found in values.items()}
+    made: dict[str, tuple[Direction, float | None]] = {
+        name: (directions[name], _mean(found)) for name, found in values.items()}
     return made | _averages(made)
 
 

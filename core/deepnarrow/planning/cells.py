@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deepnarrow.assemble import check_operators, count_costs
 from deepnarrow.config import StudyConfig, resolve_options
 from deepnarrow.errors import InputError
-from deepnarrow.modality import AnyArchitecture, Modality
+from deepnarrow.modality import AnyArchitecture, Costs, Modality
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.planning.estimate import Step
 from deepnarrow.planning.search import REMATS
@@ -97,11 +97,14 @@ def _cell(
     options: Mapping[str, Any], batch_size: int, optimizer: OptimizerConfig, steps: int,
 ) -> Cell:
     check_operators(named, architecture)
-    resolved = {remat: resolve_options(modality.options, {**options, "remat": remat},
-                                       f"shape {named.name!r}") for remat in REMATS}
-    costs = {remat: count_costs(modality, architecture, named.shape, chosen)
-             for remat, chosen in resolved.items()}
-    plain = resolved["none"]
+    def resolved(remat: Remat) -> ConfigDict:
+        return resolve_options(modality.options, {**options, "remat": remat},
+                               f"shape {named.name!r}")
+
+    costs: dict[Remat, Costs] = {
+        remat: count_costs(modality, architecture, named.shape, resolved(remat))
+        for remat in REMATS}
+    plain = resolved("none")
     step = Step(named.name, costs, _spec(modality).arrays(plain), batch_size, optimizer,
                 plain.compute_dtype)
     return Cell(modality, architecture, named, options, step, steps)
