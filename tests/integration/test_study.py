@@ -115,6 +115,10 @@ def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, regis
         assert {p.stage for p in curve} == {"upstream", "fine_tune"}
         assert {o.stage for o in outcomes} == {"few_shot", "fine_tune"}
         assert all(len(o.values) == 41 for o in outcomes)  # the toy's test split
+    with Store(tmp_path / "records.sqlite", read_only=True) as store:
+        costs = [record.costs for record in store.records()]
+    for one in costs:  # 40 steps on one device
+        assert one["chip_hours"] == pytest.approx(one["step_time_s"] * 40 / 3600)
     assert (tmp_path / "report" / "report.html").exists()
     for key in before:  # every trial is a run directory
         info = read_run(tmp_path / "runs" / key)
