@@ -15,6 +15,7 @@ from deepnarrow.formats import CheckpointFormat
 from deepnarrow.modality import AnyArchitecture, BoundArchitecture, Metric, Modality, Task
 from deepnarrow.ops import ShapeOp
 from deepnarrow.shape import Preset, Shape
+from deepnarrow.stepspec import StepSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,8 @@ def check_modality(modality: Modality) -> None:
                    ("dropout_rate", "compute_dtype", "remat", "scan"))
     if modality.suffix_option is not None:
         _check_options(where, modality, "suffix_option names", (modality.suffix_option,))
+    if modality.step is not None:
+        _check_type(where, modality, "step", StepSpec)
     if modality.prepare is not None and not callable(modality.prepare):
         raise PluginError("", f"{where}: prepare is not a function",
                           got=type(modality.prepare).__name__)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from deepnarrow.formats import CheckpointFormat
 from deepnarrow.shape import Preset, Shape
+from deepnarrow.stepspec import StepSpec
 
 if TYPE_CHECKING:
     import pathlib
@@ -36,16 +37,13 @@ Key = Any  # a JAX PRNG key
 Path = tuple[str, ...]
 Axes = tuple[str | None, ...]  # logical axis names of one array
 
-# The core's vocabulary of logical axes. A parameter names its axes with these; one table maps them
-# to a mesh. "layers" is always the leading axis of a stacked parameter.
+# The core's logical axes; one table maps them to a mesh. "layers" leads in a stacked parameter.
 LOGICAL_AXES = frozenset({
     "layers", "vocab", "embed", "mlp", "heads", "kv", "buckets", "patch", "channels", "length",
     "classes", "expert", "batch",
 })
-
 TABLE_AXES = frozenset({"vocab", "length", "buckets"})  # of tables that are looked up in
-
-# Keys that the core adds to every batch.
+# Keys that the core adds to every batch:
 EXAMPLE_ID = "example_id"  # int64 [batch]: index of the example in its source
 EXAMPLE_MASK = "example_mask"  # float32 [batch]: 1 for an example, 0 for padding of the last batch
 
@@ -479,6 +477,7 @@ class Modality:
         from metrics by task and name; only what the scores suffice for. None for none.
       open_name: `open_name(text) -> expression` that a closed name, released or not, stands for by
         the rules of `catalogue`, or None; used in hints.
+      step: what `deepnarrow plan` assumes of a training step; without it nothing can be planned.
     """
 
     name: str
@@ -498,3 +497,4 @@ class Modality:
                       Mapping[str, Any]] | None = None
     averages: Callable[[Mapping[str, Mapping[str, float]]], Mapping[str, float]] | None = None
     open_name: Callable[[str], str | None] | None = None
+    step: StepSpec | None = None

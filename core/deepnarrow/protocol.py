@@ -8,6 +8,7 @@ ranges.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -263,7 +264,8 @@ class FineTune:
         checkpoint chosen.
       decode: `rank`: the task's candidates are ranked, where it has them; `greedy`: what the model
         predicts is scored.
-      options: model options laid over the task's, e.g. `{"image_size": 384}`.
+      options: model options laid over the task's, e.g. `{"compute_dtype": "bfloat16"}`; what
+        decides the examples' form stays with the task.
       scratch: also fine-tune the untrained network of the same seed, in the same way: the control
         that tells what pre-training gave (records with origin `untrained`).
     """
@@ -389,6 +391,7 @@ class RunOptions:
       checkpoint_every: steps between checkpoints; the last step is always saved.
       few_shot_every: steps between few-shot probes while pre-training, on the tasks of the stage
         `few_shot`, for the curve (`few_shot/TASK/accuracy@SHOTS`, mean over seeds). 0: none.
+      tensorboard: write `WORKDIR/tensorboard/` too; needs the extra `deepnarrow[tensorboard]`.
       hang_after_s: seconds without a step or a batch after which the process writes the stacks of
         its threads and ends (exit code 70); run again, it goes on from its checkpoint. 0: never.
       compile_within_s: the same while a program is compiled. 0: never.
@@ -398,6 +401,7 @@ class RunOptions:
     eval_every: int = 0
     checkpoint_every: int = 200
     few_shot_every: int = 0
+    tensorboard: bool = False
     hang_after_s: float = 3600.0
     compile_within_s: float = 14400.0
 
@@ -406,6 +410,9 @@ class RunOptions:
         check_range("run", "eval_every", self.eval_every, 0)
         check_range("run", "checkpoint_every", self.checkpoint_every, 1)
         check_range("run", "few_shot_every", self.few_shot_every, 0)
+        if self.tensorboard and importlib.util.find_spec("tensorflow") is None:
+            raise InputError("run", "tensorboard needs TensorFlow, which is not installed",
+                             hint="pip install 'deepnarrow[tensorboard]'")
         check_range("run", "hang_after_s", self.hang_after_s, 0)
         check_range("run", "compile_within_s", self.compile_within_s, 0)
 

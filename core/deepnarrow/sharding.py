@@ -133,7 +133,7 @@ def place_state(opt_state: Any, params: Any, param_axes: Any, layout: Layout) ->
       layout: where.
     """
     shardings, _ = place(param_axes, params, layout)
-    matrices = {}
+    matrices: dict[str, tuple[bool, tuple[int, ...], Spec]] = {}
     for (path, leaf), axes, sharding in zip(
             tree_flatten_with_path(params)[0], _axes_leaves(param_axes),
             jax.tree.leaves(shardings), strict=True):

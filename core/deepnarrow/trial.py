@@ -24,9 +24,9 @@ from deepnarrow.files import WorkdirLock, write_json
 from deepnarrow.hosts import Hosts
 from deepnarrow.mesh import MeshShape, choose_mesh
 from deepnarrow.modality import Task
-from deepnarrow.plugins import notify
+from deepnarrow.observers import OnLog, observer, trial_facts
 from deepnarrow.protocol import OptimizerConfig
-from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
+from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record, Stage
 from deepnarrow.resume import changes, judge, plugin_versions
 from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
 from deepnarrow.running import say_running, touch
@@ -51,6 +51,7 @@ from deepnarrow.trialrows import (
     finetune_rows,
     probe_rows,
     quality_rows,
+    run_name,
     upstream_rows,
 )
 from deepnarrow.trials import blank_record
@@ -162,7 +163,6 @@ class UnitRunner:
                 record = dataclasses.replace(
                     record, environment={**record.environment, "attempt": attempt})
                 self.deliver(record, attempt)
-                notify(self.registry, "deepnarrow_run_end", record=record.to_dict())
             self.progress.ended(_line(record))
         return True
 
@@ -235,9 +235,9 @@ class UnitRunner:
                 program, upstream.train, seed=trial.seed,
                 batch_size=trial.protocol.pretraining.batch_size, run=self.config.run,
                 validation=upstream.validation, checkpointer=checkpointer,
-                progress=self.progress.steps, on_log=self._observer(trial, program),
-                should_stop=self.stop, few_shot=self._few_shot_curve(trial, program),
-                steps_log=steps)
+                progress=self.progress.steps, should_stop=self.stop,
+                on_log=self._watch(trial, "upstream", program.total_steps),
+                few_shot=self._few_shot_curve(trial, program), steps_log=steps)
         _stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
         measured.seconds["upstream"] = result.seconds
@@ -288,18 +288,13 @@ class UnitRunner:
                 measured.metrics.extend(quality_rows(upstream.metric, means))
             return program.put_params(params)
 
-    def _observer(
-        self, trial: Trial, program: Program
-    ) -> Callable[[int, Mapping[str, float]], None]:
-        def on_log(step: int, metrics: Mapping[str, float]) -> None:
-            if not self.hosts.first:
-                return
-            notify(self.registry, "deepnarrow_step_end", info={
-                "trial_key": trial.key, "modality": trial.modality, "shape": trial.shape.name,
-                "seed": trial.seed, "step": step, "total_steps": program.total_steps,
-                "metrics": dict(metrics)})
-
-        return on_log
+    def _watch(
+        self, trial: Trial, stage: Stage, total_steps: int, prefix: str = ""
+    ) -> OnLog | None:
+        if not self.hosts.first:
+            return None
+        facts = trial_facts(trial, self.config, self.workdir)
+        return observer(self.registry, self._directory(trial), facts, stage, total_steps, prefix)
 
     def _few_shot(
         self, trial: Trial, stage: FewShot, program: Program, params: Any, measured: Measured
@@ -378,8 +373,11 @@ class UnitRunner:
                 for seed in range(stage.seeds):
                     self.progress.stage(
                         f"{trial.modality} {trial.shape.name}: fine-tune {ft.name}")
+                    tell = self._watch(trial, "fine_tune", ft.program.total_steps,
+                                       f"{ft.name}/{run_name(seed, origin)}/")
                     result = finetune(ft, start, seed=finetune_seed(trial.seed, seed),
-                                      should_stop=self.stop, progress=self.progress.steps)
+                                      should_stop=self.stop, progress=self.progress.steps,
+                                      on_log=tell)
                     _stop_if(result.status == "preempted")
                     measured.curve.extend(finetune_curve(ft, seed, result, origin))
                     measured.metrics.extend(finetune_rows(ft, seed, result, origin))
@@ -414,7 +412,7 @@ class UnitRunner:
         # What somebody else's pre-training took is not known.
         examples = result and result.steps * trial.protocol.pretraining.batch_size
         return dataclasses.replace(
-            self._blank(trial),
+            blank_record(self.config.name, trial, self.cells[trial.key]),
             status="diverged" if result and result.status == "diverged" else "done",
             costs={
                 "params_total": float(costs.params_total),
@@ -424,6 +422,8 @@ class UnitRunner:
                 "tokens_seen": examples and float(examples * costs.tokens_per_example),
                 "step_time_s": result and result.step_time_s,
                 "peak_bytes": programs.peak_bytes,
+                "chip_hours": result and result.step_time_s and (
+                    result.step_time_s * result.steps * self._devices() / 3600),
             },
             environment={**environment.describe(), "sharding": self._sharding(),
                          "seconds": sum(measured.seconds.values()),
@@ -432,6 +432,9 @@ class UnitRunner:
             curve=tuple(measured.curve),
             outcomes=tuple(measured.outcomes),
         )
+
+    def _devices(self) -> int:
+        return 1 if self.layout is None else self.layout.shape.size
 
     def _sharding(self) -> dict[str, Any]:
         """How the devices shared the work, for the record."""
@@ -462,14 +465,11 @@ class UnitRunner:
             (directory / "error.txt").write_text("".join(traceback.format_exception(error)))
         what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         return dataclasses.replace(
-            self._blank(trial),
+            blank_record(self.config.name, trial, self.cells[trial.key]),
             costs={"params_total": float(self.cells[trial.key].costs.params_total)},
             environment={**environment.describe(), "error": shorten(what, 500),
                          "bad_input": isinstance(error, InputError),
                          "traceback": str((directory / "error.txt").relative_to(self.workdir))})
-
-    def _blank(self, trial: Trial) -> Record:
-        return blank_record(self.config.name, trial, self.cells[trial.key])
 
 
 def finetune_seed(seed: int, index: int) -> int:

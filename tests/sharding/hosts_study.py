@@ -7,8 +7,10 @@ Each writes what it restored of the checkpoint that two processes left in `stopp
 """
 
 import hashlib
+import itertools
 import json
 import pathlib
+import signal
 import sys
 import types
 
@@ -38,7 +40,7 @@ from deepnarrow.sharding import make_layout, on_every_host
 from deepnarrow.step import abstract_state, make_program
 from deepnarrow.study import run_study
 
-STEPS, STOP_AFTER = 20, 3
+STEPS = 20
 ADAMW = OptimizerConfig("adamw", 3e-3, "cosine", warmup_steps=5)
 PROTOCOL = Protocol(
     batch_size=16, budget=Budget("steps", STEPS), optimizer=ADAMW,
@@ -79,10 +81,16 @@ def restored(workdir, registry):
     return [int(state.step), digest.hexdigest()]
 
 
-def stop_here(monkey):
-    """Has this process alone ask for a stop, after so many questions."""
-    asked = iter(range(10**9))
-    monkey.StopRequest.__call__ = lambda self: next(asked) >= STOP_AFTER
+def signalled(requested):
+    """Has this process alone get a SIGTERM, when it is asked for the second time."""
+    asked = itertools.count()
+
+    def ask(self):
+        if next(asked) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return requested(self)
+
+    return ask
 
 
 def main(folder, coordinator=None, index=None):
@@ -98,7 +106,7 @@ def main(folder, coordinator=None, index=None):
         summary = run_study(CONFIG, folder / "two", registry, hosts=me)
         found = {"counts": dict(summary.counts), "trained": summary.trained}
         if not me.first:
-            stop_here(signals)
+            signals.StopRequest.__call__ = signalled(signals.StopRequest.__call__)
         try:
             run_study(CONFIG, folder / "stopped", registry, hosts=me)
         except Preempted:

@@ -43,15 +43,13 @@ def test_a_step_equals_one_device(row, case):
     assert row["metrics"] < 1e-5
     # AdamW's first moment is a tenth of the gradient, Adafactor's statistics are means of squares.
     assert row["opt_state"] < 1e-5
-    # AdamW divides by the gradient's size: where that is all rounding, an update may be anything.
-    assert row["params"] < (1e-4 if "adamw" in case else 1e-5)
+    assert row["params"] < 1e-5 < 1e-3 < row["moved"]
     assert row["placed"]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_arguments_are_the_parts_and_no_more(row, case):
-    wanted = row["state_bytes"] + row["batch_bytes"] + 4  # the seed
-    assert wanted <= row["argument_bytes"] <= wanted + 64
+    assert row["argument_bytes"] == row["state_bytes"] + row["batch_bytes"]
     assert row["state_bytes"] >= row["param_bytes"] * (3 if "adamw" in case else 1)
 
 

@@ -80,7 +80,8 @@ def test_the_record_says_how_the_work_was_shared(found):
 def test_one_process_asks_to_stop_and_both_do_at_the_same_step(found):
     results = found[2]
     step, digest = results["two0"]["stopped"]
-    assert step == ASK_EVERY - 1  # the first question is asked before the trial
+    # The signal comes at the second agreement; of the questions one is asked before the trial.
+    assert step == ASK_EVERY - 1
     # The same bits in both processes, and in the one that went on from there.
     assert results["two1"]["stopped"] == [step, digest] == results["one"]["stopped"]
 

@@ -208,6 +208,30 @@ def _processes(parser: Parser) -> None:
                         help="this one's number, 0 to N-1 (default: $JAX_PROCESS_ID)")
 
 
+def _plan(parser: Parser) -> None:
+    parser.add_argument("target", metavar="CONFIG|MODALITY",
+                        help="a study's config (a Python file, which is run), or what the shapes "
+                        "are of: deepnarrow list modalities")
+    parser.add_argument("expressions", metavar="EXPR", nargs="*", default=[],
+                        help="shapes, e.g. base-nl16-ff2k; none with a config")
+    parser.add_argument("--chips", metavar="SLICE", action=Once, required=True,
+                        help="a slice of TPUs: v3:4x4, v4:2x2x4, v5e:4x4, v5p:4x4x4, v6e:4x4, ...")
+    _set(parser, "KEY=VALUE", "a model option, or what changes the config; several may be given")
+    parser.add_argument("--batch-size", metavar="N", action=Once,
+                        help="examples a step, over all chips (default: 128)")
+    parser.add_argument("--steps", metavar="N", action=Once,
+                        help="updates in all, for chip-hours; a config says it itself")
+    parser.add_argument("--mesh", metavar="AXIS=N,...", action=Once,
+                        help="only this mesh, e.g. data=2,fsdp=8")
+    parser.add_argument("--remat", metavar="NAME", action=Once,
+                        help="only this one: none, dots or full")
+    parser.add_argument("--micro-batches", metavar="N", action=Once, help="only so many")
+    parser.add_argument("--price-per-chip-hour", metavar="MONEY", action=Once,
+                        help="what a chip costs an hour, in any currency")
+    parser.add_argument("--compile", action=OnceFlag,
+                        help="compile the train step for that slice (no TPU needed; extra [tpu])")
+
+
 def _study(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a Python file with get_config(); it is "
                         "run")
@@ -270,10 +294,10 @@ def _pareto(parser: Parser) -> None:
                         "params_non_embedding, flops_forward_per_example, step_time_s)")
     parser.add_argument("--quality", metavar="NAME[:min|max]", action="append", default=[],
                         help="a quality, e.g. upstream/loss; several may be given (default: all)")
+    parser.add_argument("--chip", metavar="NAME", action=Once, help="also by a step's time as a "
+                        "roofline predicts it on one v5e, h100, ... (of studies only)")
     parser.add_argument("--joint", action="store_true",
                         help="one front over all costs and qualities together")
-
-
     parser.add_argument("--claims", action="store_true", help="what the fronts say: matches, "
                         "savings at equal quality, gains of operators, where depth stops paying")
     parser.add_argument("--margin", metavar="VALUE", action=Once, default="0.01",
@@ -388,6 +412,7 @@ def _transfer(parser: Parser) -> None:
 COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "list": ("what is installed", "deepnarrow.cli.listing:run", _list),
     "shape": ("what shapes cost", "deepnarrow.cli.shape:run", _shape),
+    "plan": ("will it fit on those TPUs, and how fast", "deepnarrow.cli.plan:run", _plan),
     "study": ("run a scaling study, or go on with one", "deepnarrow.cli.study:run", _study),
     "train": ("do one training run, or go on with it", "deepnarrow.cli.train:run", _train),
     "prepare": ("make a config's data ready, once", "deepnarrow.cli.prepare:run", _prepare),

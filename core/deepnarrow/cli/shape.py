@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> Output:
     convention_named(options.convention)
     optimizer = _optimizer(options.optimizer)
     counter = Counter(modality, architecture, options.convention,
-                      _settings(modality, options.settings))
+                      option_settings(modality, options.settings))
     vocabulary = found.vocabulary(modality)
     machine = _machine(options, counter, optimizer)
     if options.strategy is not None:
@@ -190,7 +190,7 @@ def _optimizer(name: str | None) -> Optimizer:
                      hint=f"did you mean {near}?" if near else None)
 
 
-def _settings(modality: Modality, texts: list[str]) -> dict[str, Any]:
+def option_settings(modality: Modality, texts: list[str]) -> dict[str, Any]:
     """The model options of `--set`, checked by themselves first, so that each is named once."""
     report = Report("--set")
     settings = parse_settings(texts, report)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from deepnarrow.config import StudyConfig
 from deepnarrow.errors import shorten
 from deepnarrow.hosts import AgreedStop, Hosts
+from deepnarrow.observers import trial_facts
 from deepnarrow.plugins import Registry, notify
 from deepnarrow.records import Record
 from deepnarrow.store import Store
@@ -59,7 +60,7 @@ class Session:
         )
 
         return UnitRunner(self.config, self.registry, self.data, self.cells, self.workdir,
-                          self.claim, self._deliver, self.progress, self.stop, self.hosts)
+                          self.claim, self.deliver, self.progress, self.stop, self.hosts)
 
     def run_unit(self, unit: Unit) -> bool:
         """Runs a unit in this process; returns False when asked to stop."""
@@ -75,17 +76,13 @@ class Session:
         return self.store.claim(key)
 
     def deliver(self, record: Record, attempt: int) -> bool:
-        """Stores what an attempt in another process gave; False where it was fenced off."""
-        if not self._deliver(record, attempt):
-            return False
-        notify(self.registry, "deepnarrow_run_end", record=record.to_dict())
-        return True
-
-    def _deliver(self, record: Record, attempt: int) -> bool:
+        """Stores what an attempt gave, and tells observers; False where it was fenced off."""
         assert self.store is not None
         kept = self.store.add_claimed(record, attempt)
         if kept:
             self.ended.add(record.key)
+            notify(self.registry, "deepnarrow_run_end", record=record.to_dict(), info=trial_facts(
+                self.cells[record.key].trial, self.config, self.workdir))
         return kept
 
     def give_up(self, trial: Trial, attempt: int, why: str, log: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -98,7 +99,7 @@ class Attention(nnx.Module):
         # -> [batch, num_heads, query, key]
         scores = jnp.einsum(f"bqhd,bk{heads}d->bhqk", query, keys,
                             preferred_element_type=jnp.float32)
-        weights = attention_weights(scores, mask, bias).astype(values.dtype)
+        weights = attention_weights(scores, mask, bias, values.dtype)
         weights = dropout(weights, self.dropout_rate, key)
         # [batch, num_heads, query, key] -> [batch, query, num_heads, d_kv]
         attended = jnp.einsum(f"bhqk,bk{heads}d->bqhd", weights, values)
@@ -110,28 +111,43 @@ def attention_weights(
     scores: Float[Array, "batch num_heads query key"],
     mask: Bool[Array, "#batch 1 #query key"] | None,
     bias: Float[Array, "#batch num_heads query key"] | None,
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "batch num_heads query key"]:
-    """Softmax of `scores + bias` over the keys that `mask` lets a query see; float32.
+    """Softmax of `scores + bias` over the keys that `mask` lets a query see.
 
-    A query that sees no key at all gets weights of 0, not a mean over what it must not see.
+    Computed in float32, returned and kept for the backward pass in `dtype`. A query that sees no
+    key at all gets weights of 0, not a mean over what it must not see.
     """
-    return _softmax(scores if bias is None else scores + bias, mask)
+    return _softmax(scores if bias is None else scores + bias, mask, jnp.dtype(dtype))
 
 
-@jax.custom_jvp
-def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _softmax(scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+    """Keeps one attention map for the backward pass, the weights in `dtype`; autodiff keeps two."""
+    scores = scores.astype(jnp.float32)
     if mask is None:
-        return jax.nn.softmax(scores)
+        return jax.nn.softmax(scores).astype(dtype)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    return jnp.where(mask, jax.nn.softmax(scores), 0.0)
+    return jnp.where(mask, jax.nn.softmax(scores), 0.0).astype(dtype)
 
 
-@_softmax.defjvp
-def _softmax_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Keeps one attention map for the backward pass, the weights; plain autodiff keeps two."""
-    weights = _softmax(*primals)
-    moved = weights * tangents[0]
-    return weights, moved - weights * jnp.sum(moved, axis=-1, keepdims=True)
+def _softmax_forward(
+    scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    weights: jax.Array = _softmax(scores, mask, dtype)
+    return weights, weights
+
+
+def _softmax_backward(
+    dtype: jnp.dtype, weights: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    del dtype
+    weights = weights.astype(jnp.float32)
+    moved = weights * cotangent.astype(jnp.float32)
+    return moved - weights * jnp.sum(moved, axis=-1, keepdims=True), None
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def attention_mask(

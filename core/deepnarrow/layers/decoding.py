@@ -123,7 +123,7 @@ def _attend(
     # -> [batch, num_heads, 1, key]
     scores = jnp.einsum(f"bhd,b{heads}kd->bhk", query, keys,
                         preferred_element_type=jnp.float32)[:, :, None]
-    weights = attention_weights(scores, mask, bias).astype(values.dtype)[:, :, 0]
+    weights = attention_weights(scores, mask, bias, values.dtype)[:, :, 0]
     # [batch, num_heads, key] -> [batch, num_heads, d_kv]
     attended = jnp.einsum(f"bhk,b{heads}kd->bhd", weights, values)
     return attention.out(attended[:, None])  # [batch, 1, num_heads, d_kv] -> [batch, 1, d_model]

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from deepnarrow.modality import Costs, FlopTerm, ParamArray, StackOptions, StackSpec
+from deepnarrow.modality import (
+    EXAMPLE_MASK,
+    Costs,
+    FlopTerm,
+    ParamArray,
+    StackOptions,
+    StackSpec,
+)
+from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.shape import Shape
+from deepnarrow.stepspec import ArraySpec, StepSpec
 from deepnarrow_text_t5.options import check_options
 
 
@@ -52,3 +61,14 @@ def count_frame(shape: Shape, options: ConfigDict) -> Costs:
                FlopTerm("head", "logits", 2.0 * logits * shape.d_model,
                         activation_floats=float(logits + options.target_length * shape.d_model))),
     )
+
+
+def _step_arrays(options: ConfigDict) -> dict[str, ArraySpec]:
+    return {"inputs": ArraySpec((options.input_length,), "int32"),
+            "targets": ArraySpec((options.target_length,), "int32"),
+            EXAMPLE_MASK: ArraySpec((), "float32")}
+
+
+# Raffel et al. 2020, section 3.1.2: Adafactor, 1 / sqrt(max(step, 10^4)).
+STEP = StepSpec(_step_arrays, OptimizerConfig("adafactor", 0.01, "inverse_sqrt",
+                                              warmup_steps=10_000))

@@ -11,7 +11,7 @@ from deepnarrow.hookspecs import hookimpl
 from deepnarrow.modality import Modality, Model, Stack, Task, Upstream
 from deepnarrow.shape import Shape
 from deepnarrow_text_t5.adapt import adapt
-from deepnarrow_text_t5.frame import count_frame, stack_specs
+from deepnarrow_text_t5.frame import STEP, count_frame, stack_specs
 from deepnarrow_text_t5.options import default_data_options, default_options
 from deepnarrow_text_t5.presets import CATALOGUE, PRESETS, open_name
 
@@ -73,4 +73,5 @@ def deepnarrow_register_modalities() -> list[Modality]:
             "t5x": format_in("deepnarrow_text_t5.t5x", writes=False),
         },
         open_name=open_name,
+        step=STEP,
     )]

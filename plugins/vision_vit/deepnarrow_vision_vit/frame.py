@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepnarrow.modality import Axes, Costs, FlopTerm, ParamArray, Path, StackOptions, StackSpec
+from deepnarrow.modality import (
+    EXAMPLE_MASK,
+    Axes,
+    Costs,
+    FlopTerm,
+    ParamArray,
+    Path,
+    StackOptions,
+    StackSpec,
+)
+from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.shape import Shape
+from deepnarrow.stepspec import ArraySpec, StepSpec
 from deepnarrow_vision_vit.options import check_options, grid_size, num_positions
 
 if TYPE_CHECKING:
@@ -152,3 +163,15 @@ def _pooling_array(
     path: Path, shape: tuple[int, ...], axes: Axes, positions: int = 1
 ) -> ParamArray:
     return ParamArray(("pooling", *path), shape, axes, "pooling", positions=positions)
+
+
+def _step_arrays(options: ConfigDict) -> dict[str, ArraySpec]:
+    size = options.image_size
+    return {"image": ArraySpec((size, size, options.channels), "float32"),
+            "label": ArraySpec((), "int32"), EXAMPLE_MASK: ArraySpec((), "float32")}
+
+
+# Steiner et al. 2022, "How to train your ViT?": Adam, cosine, 10k steps of warm-up, global clipping
+# at 1, decoupled decay 1e-4 (big_vision's configs/vit_s16_i1k.py and vit_i21k.py).
+STEP = StepSpec(_step_arrays, OptimizerConfig("adamw", 0.001, "cosine", warmup_steps=10_000,
+                                              weight_decay=1e-4, clip_norm=1.0))
