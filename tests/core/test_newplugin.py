@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import os
 import pathlib
@@ -78,8 +77,8 @@ def check_tutorial(steps, tmp_path, monkeypatch):
             continue
         done = deepnarrow(environment, *arguments)
         assert done.returncode == 0, done.stderr
-        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        assert doctest.OutputChecker().check_output(expected, done.stdout, flags), done.stdout
+        parts = [re.escape(" ".join(part.split())) for part in expected.split("...")]
+        assert re.fullmatch(".*".join(parts), " ".join(done.stdout.split())), done.stdout
 
 
 def test_the_tutorials_quick_commands_print_what_it_says(tmp_path, monkeypatch):
