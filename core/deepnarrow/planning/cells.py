@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deepnarrow.assemble import check_operators, count_costs
 from deepnarrow.config import StudyConfig, resolve_options
 from deepnarrow.errors import InputError
-from deepnarrow.modality import AnyArchitecture, Modality
+from deepnarrow.modality import AnyArchitecture, Costs, Modality
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.planning.estimate import Step
 from deepnarrow.planning.search import REMATS
@@ -99,8 +99,9 @@ def _cell(
     check_operators(named, architecture)
     resolved = {remat: resolve_options(modality.options, {**options, "remat": remat},
                                        f"shape {named.name!r}") for remat in REMATS}
-    costs = {remat: count_costs(modality, architecture, named.shape, chosen)
-             for remat, chosen in resolved.items()}
+    costs: dict[Remat, Costs] = {
+        remat: count_costs(modality, architecture, named.shape, chosen)
+        for remat, chosen in resolved.items()}
     plain = resolved["none"]
     step = Step(named.name, costs, _spec(modality).arrays(plain), batch_size, optimizer,
                 plain.compute_dtype)
