@@ -41,7 +41,7 @@ from deepnarrow.operators import Family, curve_weights, effect_contrasts, family
 from deepnarrow.pareto import fronts, margin_of
 from deepnarrow.table import Table
 
-SHAPES = (4, 8, 12)  # of the shipped configs: quickstart 4, the paper's grid 12
+SHAPES = (4, 6, 12, 21)  # of the shipped configs with more than two; one modality's
 SEEDS = (2, 3, 5)
 BATCH = 50  # studies a process takes at a time
 SLOPE = 0.04  # of quality over log2 cost

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from deepnarrow.hookspecs import hookimpl
 from deepnarrow.modality import AnyArchitecture
 from deepnarrow.ops import CORE_OPS, ShapeOp
@@ -44,3 +47,21 @@ def deepnarrow_register_launchers() -> list[Launcher]:
     from deepnarrow.launch.local import run
 
     return [Launcher("local", run)]
+
+
+@hookimpl
+def deepnarrow_step_end(info: Mapping[str, Any]) -> None:
+    """TensorBoard, where the config asks for it."""
+    if info.get("tensorboard"):
+        from deepnarrow import tensorboard
+
+        tensorboard.step_end(info)
+
+
+@hookimpl
+def deepnarrow_run_end(record: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """TensorBoard, where the config asks for it."""
+    if info.get("tensorboard"):
+        from deepnarrow import tensorboard
+
+        tensorboard.run_end(record, info)

@@ -26,7 +26,15 @@ import numpy as np
 from deepnarrow.bootstrap import LEVEL, SEED, Interval, contrasts, draw_means, simultaneous
 from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten
-from deepnarrow.operators import Contrasts, Family, curve_weights, effect_contrasts, family_of
+from deepnarrow.operators import (
+    ALL_SHAPES,
+    Contrasts,
+    Family,
+    beside_line,
+    curve_weights,
+    effect_contrasts,
+    family_of,
+)
 from deepnarrow.table import Table, count_non_finite, domains, select
 
 Verdict = Literal["holds", "fails", "undecided"]
@@ -103,7 +111,7 @@ class Comparison:
       tests: behind the verdicts.
       margin, saving: set beforehand.
       outside: shapes by domain whose cost is outside the reference curve's range.
-      left_out: shapes by domain without a finite cost or quality.
+      left_out: shapes by domain without a finite cost or quality, and why.
       non_finite: number of values that were not finite.
     """
 
@@ -118,7 +126,7 @@ class Comparison:
     margin: float
     saving: float
     outside: Mapping[str, tuple[str, ...]]
-    left_out: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, Mapping[str, str]]
     non_finite: int
 
 
@@ -151,6 +159,7 @@ def compare(
         if not families[name].names:
             raise InputError(f"domain {shorten(name)!r}", "no finished runs with a finite "
                              f"{cost} and {qualities[name][0]}")
+        _check_line(families[name])
     found = {name: effect_contrasts(family) for name, family in families.items()}
     tau = _tau(families, found, seed)
     tests, verdicts, reasons = judge(families, margin, saving, seed)
@@ -178,6 +187,15 @@ def _check(table: Table, names: Sequence[str]) -> None:
     if len(used) > 1:
         raise InputError("compare", "budgets of different kinds are not compared",
                          got=", ".join(sorted(map(str, used))), expected="one kind in all domains")
+
+
+def _check_line(family: Family) -> None:
+    if family.curve == ALL_SHAPES and not beside_line(family):
+        raise InputError(
+            f"domain {shorten(family.domain)!r}", "has too few shapes: without a reference family "
+            "each is measured from a line through all", got=len(family.names),
+            expected="more than the line runs through",
+            hint="--reference PATTERN names a reference family")
 
 
 def _effects(family: Family, found: Contrasts) -> list[Effect]:

@@ -49,6 +49,17 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def append_json(path: Path, value: Any) -> None:
+    """Appends `value` as one line of JSON; a line that was cut short is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(value, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
+
+
 def is_alive(pid: int) -> bool:
     """True while a process of this host runs; False for one that ended and waits for its parent."""
     try:

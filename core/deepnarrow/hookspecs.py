@@ -61,15 +61,20 @@ def deepnarrow_register_launchers() -> list[Launcher]:  # pyright: ignore[report
 # --- observers: called on the host, never inside jit ------------------------------------------
 @hookspec
 def deepnarrow_step_end(info: Mapping[str, Any]) -> None:
-    """Called after logged training steps.
+    """Called with every point of a learning curve, when it is measured.
 
-    :param info: `trial_key`, `modality`, `shape`, `seed`, `step`, `total_steps`, `metrics`.
+    :param info: whose: `trial_key`, `study`, `workdir`, `modality`, `architecture`, `shape`,
+      `seed`, `config` (the resolved trial, JSON-able), `tensorboard` (the config wants it); and
+      what: `stage` (`upstream`, `fine_tune`), `step`, `total_steps`, `metrics` (name -> float:
+      `train/loss`, `validation/accuracy`, `TASK/seed0/train/loss`). A resumed run tells the steps
+      behind its checkpoint again.
     """
 
 
 @hookspec
-def deepnarrow_run_end(record: Mapping[str, Any]) -> None:
-    """Called when a trial has ended and its record is stored.
+def deepnarrow_run_end(record: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """Called when a trial has ended, well or badly, and its record is stored.
 
     :param record: the record, as `records.Record.to_dict()` gives it.
+    :param info: whose, as for `deepnarrow_step_end`.
     """

@@ -17,7 +17,7 @@ from deepnarrow.bootstrap import LEVEL, SEED, Interval
 from deepnarrow.errors import InputError, shorten
 from deepnarrow.lawfit import LOG_SUMS, fit_generic, fit_log_sum, generic_starts, log_sum, solve
 from deepnarrow.plugins import LawForm
-from deepnarrow.summary import STEP_TIME
+from deepnarrow.summary import TIMES
 from deepnarrow.table import Table, count_non_finite, direction_of, domains, find_column
 
 BOOTSTRAP = 1000
@@ -178,8 +178,9 @@ def _one_domain(table: Table, domain: str | None) -> Table:
 
 def _check_machines(table: Table, columns: Sequence[str]) -> None:
     machines = set(table.columns["machine"][table.done]) if "machine" in table.columns else set()
-    if STEP_TIME in columns and len(machines) > 1:
-        raise InputError(f"column {STEP_TIME}", "was measured on several machines",
+    timed = next((name for name in columns if name in TIMES), None)
+    if timed and len(machines) > 1:
+        raise InputError(f"column {timed}", "was measured on several machines",
                          got=", ".join(sorted(map(str, machines))), expected="one machine")
 
 
@@ -216,21 +217,23 @@ def _too_little(form: LawForm, points: Points, law: Law) -> tuple[str, str] | No
     sizes = len(np.unique(points.logs.round(9), axis=1).T)
     if sizes < needed:
         more = needed - sizes
-        return (f"too few sizes: needs >= {needed}, got {sizes}",
+        equal = f" (of {law.sizes} points, equal ones count once)" if sizes < law.sizes else ""
+        return (f"too few sizes: needs >= {needed}, got {sizes}{equal}",
                 f"add {more} size{'s' if more > 1 else ''}, {_suggest(law, form, 10)}")
     for name, row in zip(form.inputs, points.logs, strict=True):
         if name in ("depth", "width"):
             continue
+        column = shorten(law.inputs[name], 40)
         least = MIN_SPAN_TERMS if terms > 1 else MIN_SPAN
         distinct = len(np.unique(row.round(9)))
         if law.spans[name] < least:
-            covered = f"{name} covers {law.spans[name]:.2f} decades, needs >= {least}"
+            covered = f"{column} covers {law.spans[name]:.2f} decades, needs >= {least}"
             return (f"span too short: {covered}",
-                    f"add sizes up to {name} = "
+                    f"add sizes up to {column} = "
                     f"{law.ranges[name][0] * 10 ** least:.3g}")
         if distinct < 3:
-            return (f"too few sizes: {name} has {distinct} values, needs >= 3",
-                    f"add a value of {name} between {law.ranges[name][0]:.3g} and "
+            return (f"too few sizes: {column} has {distinct} values, needs >= 3",
+                    f"add a value of {column} between {law.ranges[name][0]:.3g} and "
                     f"{law.ranges[name][1]:.3g}")
     if form.name == "shape":
         aspect = points.logs[1] - points.logs[2]
@@ -245,7 +248,7 @@ def _suggest(law: Law, form: LawForm, factor: float) -> str:
     for name in form.inputs:
         low, high = law.ranges[name]
         top = max(high, low * factor)
-        parts.append(f"{name} between {low:.3g} and {top:.3g}")
+        parts.append(f"{shorten(law.inputs[name], 40)} between {low:.3g} and {top:.3g}")
     return "with " + " and ".join(parts)
 
 
@@ -371,9 +374,10 @@ def _too_wide(form: LawForm, params: Mapping[str, Interval]) -> str | None:
 def _mend_condition(form: LawForm, law: Law) -> str:
     if form.name == "chinchilla":
         (n_low, n_high), (d_low, d_high) = law.ranges["n"], law.ranges["d"]
-        return (f"vary d at fixed n: add n = {n_low:.3g} with d = {d_high:.3g}, and n = "
-                f"{n_high:.3g} with d = {d_low:.3g}")
-    high = {name: law.ranges[name][1] for name in form.inputs}
+        n, d = (shorten(law.inputs[name], 40) for name in form.inputs)
+        return (f"vary {d} at fixed {n}: add {n} = {n_low:.3g} with {d} = {d_high:.3g}, and {n} = "
+                f"{n_high:.3g} with {d} = {d_low:.3g}")
+    high = {shorten(law.inputs[name], 40): law.ranges[name][1] for name in form.inputs}
     return "add sizes up to " + ", ".join(f"{name} = {10 * top:.3g}" for name, top in high.items())
 
 
@@ -392,8 +396,8 @@ def _hold_out(form: LawForm, points: Points) -> HoldOut | None:
 
 
 def _flags(law: Law) -> tuple[str, ...]:
-    found = [f"{name} spans only {span:.2f} decades" for name, span in law.spans.items()
-             if span < 1 and name not in ("depth", "width")]
+    found = [f"{shorten(law.inputs[name], 40)} spans only {span:.2f} decades"
+             for name, span in law.spans.items() if span < 1 and name not in ("depth", "width")]
     exponent = law.params.get("exponent")
     if exponent is not None and exponent.low is not None and exponent.high is not None and \
             exponent.low <= 0 <= exponent.high:

@@ -42,7 +42,6 @@ LOGICAL_AXES = frozenset({
     "layers", "vocab", "embed", "mlp", "heads", "kv", "buckets", "patch", "channels", "length",
     "classes", "expert", "batch",
 })
-
 TABLE_AXES = frozenset({"vocab", "length", "buckets"})  # of tables that are looked up in
 # Keys that the core adds to every batch:
 EXAMPLE_ID = "example_id"  # int64 [batch]: index of the example in its source

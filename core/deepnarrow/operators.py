@@ -21,7 +21,7 @@ from deepnarrow.bootstrap import Uncertain, restrict, uncertain
 from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError
 from deepnarrow.ops import CORE_OPS
-from deepnarrow.table import SeedValues, Table, mean_by_shape, seed_values, shapes_of
+from deepnarrow.table import SeedValues, Table, mean_by_shape, missing, seed_values, shapes_of
 
 FLAGS = ("sh", "skv", "shkv")
 DEPTH_SYMBOLS = ("nl", "el", "dl")
@@ -53,7 +53,7 @@ class Family:
       deep: [shapes] True for deep-narrow shapes.
       depth: [shapes] layers of all stacks; NaN where the table does not say.
       curve: how the curve is drawn, in words.
-      left_out: shapes without a finite cost or quality.
+      left_out: shapes without a finite cost or quality, and why.
     """
 
     domain: str
@@ -68,7 +68,7 @@ class Family:
     deep: np.ndarray
     depth: np.ndarray
     curve: str
-    left_out: tuple[str, ...]
+    left_out: Mapping[str, str]
 
 
 def family_of(
@@ -116,7 +116,7 @@ def family_of(
         reference=is_reference[known],
         deep=is_deep[known] & ~(is_reference[known] & (curve == FAMILY)),
         depth=fields.get("depth", np.full(len(places), math.nan))[known], curve=curve,
-        left_out=_at(shapes.names, np.setdiff1d(np.arange(len(places)), known)))
+        left_out=missing(table, shapes, {cost: places, quality: scores.mean}))
 
 
 def _at(values: Sequence[str], places: np.ndarray) -> tuple[str, ...]:
@@ -222,6 +222,12 @@ def _deep(
     return np.array(found, dtype=bool)
 
 
+def beside_line(family: Family) -> int:
+    """Shapes more than a line through all of them (a mean at one cost) runs through anyway."""
+    own = family.cost[family.reference]
+    return len(own) - min(len(np.unique(own)), 2)
+
+
 def curve_weights(family: Family, cost: float) -> np.ndarray | None:
     """[shapes] the reference curve at `cost` as a weighted sum of the means, or None outside."""
     places = np.log(family.cost)
@@ -234,6 +240,8 @@ def curve_weights(family: Family, cost: float) -> np.ndarray | None:
     target = min(max(target, low), high)
     weights = np.zeros(len(places))
     if family.curve == ALL_SHAPES:
+        if not beside_line(family):
+            return None
         design = np.column_stack([np.ones(len(own)), places[own] - target])
         weights[own] = np.linalg.pinv(design)[0]
         return weights

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,16 +25,18 @@ from deepnarrow.bootstrap import (
 )
 from deepnarrow.dominance import Direction, front_mask
 from deepnarrow.hypervolume import hypervolume
-from deepnarrow.summary import STEP_TIME
+from deepnarrow.summary import TIMES
 from deepnarrow.table import (
     SeedValues,
     Shapes,
     Table,
+    cost_spread,
     count_non_finite,
     direction_of,
     domains,
     find_column,
     mean_by_shape,
+    missing,
     seed_values,
     select,
     shapes_of,
@@ -83,9 +85,13 @@ class Front:
       hypervolume: between the front and `reference`; None without points.
       reference: the worst cost and the worst quality of all points.
       method: how membership was drawn; None where every shape has one seed.
-      left_out: shapes without a finite cost or quality (diverged, failed, not measured).
+      left_out: shapes without a finite cost or quality, and why.
       non_finite: values among the table's rows that were NaN or infinite, of cost and quality.
       machine: for step times measured on several machines, which one; else "".
+      cost_spread: how much the cost differs between trials of one shape at most, largest over
+        smallest; costs are taken as known, so membership is too sure where this is far above 1.
+      beside: what the same measurement gets without pre-training, mean over the rows: `untrained`
+        networks, `raw` inputs. A front below `raw` says nothing for any shape.
     """
 
     modality: str
@@ -96,9 +102,11 @@ class Front:
     hypervolume: float | None = None
     reference: tuple[float, ...] | None = None
     method: str | None = None
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     non_finite: int = 0
     machine: str = ""
+    cost_spread: float = 1.0
+    beside: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +131,7 @@ class JointFront:
     hypervolume: float | None
     reference: tuple[float, ...] | None
     method: str | None
-    left_out: tuple[str, ...]
+    left_out: Mapping[str, str]
     non_finite: int
 
 
@@ -153,14 +161,13 @@ def fronts(
     for domain in domains(table):
         mine = select(table, table.domain == domain)
         shapes = shapes_of(mine)
-        places = [(cost, machine, values) for cost in costs
-                  for machine, values in cost_axes(mine, shapes, cost)]
+        places = [axis for cost in costs for axis in cost_axes(mine, shapes, cost)]
         for quality, direction in chosen:
             scores = seed_values(mine, shapes, quality)
             if quality not in table.directions or np.isfinite(mine.columns[quality]).any() \
                     or count_non_finite(mine, quality):
-                found += [_front(mine, domain, cost, machine, values, quality, direction, scores,
-                                 draws) for cost, machine, values in places]
+                found += [_front(mine, shapes, axis, quality, direction, scores, draws)
+                          for axis in places]
     return _with_any(found)
 
 
@@ -174,24 +181,39 @@ def quality_columns(
     return [(name, direction_of(table, name, way)) for name, way in columns]
 
 
-def cost_axes(table: Table, shapes: Shapes, cost: str) -> list[tuple[str, np.ndarray]]:
-    """The cost of the shapes; one axis a machine where step times are from several."""
+@dataclasses.dataclass(frozen=True)
+class CostAxis:
+    """A cost of the shapes: `values` [shapes]; `machine` where times are from several, else ""."""
+
+    cost: str
+    machine: str
+    values: np.ndarray
+    spread: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.cost} on {self.machine}" if self.machine else self.cost
+
+
+def cost_axes(table: Table, shapes: Shapes, cost: str) -> list[CostAxis]:
+    """The cost of the shapes of one domain; one axis a machine where times are from several."""
     timed = table.done & np.isfinite(table.columns[cost])
     machines = table.columns.get("machine")
-    names = sorted(set(machines[timed])) if machines is not None and cost == STEP_TIME else []
+    names = sorted(set(machines[timed])) if machines is not None and cost in TIMES else []
     if len(names) < 2 or machines is None:
-        return [("", mean_by_shape(table, shapes, cost))]
-    axes = []
-    for name in names:
-        here = dataclasses.replace(table, done=table.done & (machines == name))
-        axes.append((name, mean_by_shape(here, shapes, cost)))
-    return axes
+        return [CostAxis(cost, "", mean_by_shape(table, shapes, cost),
+                         cost_spread(table, shapes, cost))]
+    parts = [dataclasses.replace(table, done=table.done & (machines == name)) for name in names]
+    return [CostAxis(cost, name, mean_by_shape(here, shapes, cost),
+                     cost_spread(here, shapes, cost))
+            for name, here in zip(names, parts, strict=True)]
 
 
 def _front(
-    table: Table, domain: str, cost: str, machine: str, places: np.ndarray, quality: str,
-    direction: Direction, scores: SeedValues, draws: int,
+    table: Table, shapes: Shapes, axis: CostAxis, quality: str, direction: Direction,
+    scores: SeedValues, draws: int,
 ) -> Front:
+    places = axis.values
     known = np.flatnonzero(np.isfinite(places) & np.isfinite(scores.mean))
     order = known[np.lexsort((scores.mean[known], places[known]))]
     values = np.column_stack([places[order], scores.mean[order]])  # [points, 2]
@@ -211,10 +233,18 @@ def _front(
     volume = hypervolume(values, ("min", direction), reference) if reference else None
     points.sort(key=lambda point: (point.cost, point.quality_mean, point.name))
     return Front(
-        domain, cost, quality, direction, tuple(points), volume, reference,
+        str(table.domain[0]), axis.cost, quality, direction, tuple(points), volume, reference,
         noise.method if noise else None,
-        tuple(name for i, name in enumerate(scores.names) if i not in set(known.tolist())),
-        count_non_finite(table, cost, quality), machine)
+        missing(table, shapes, {axis.label: places, quality: scores.mean}),
+        count_non_finite(table, axis.cost, quality), axis.machine, axis.spread,
+        quality_beside(table, quality))
+
+
+def quality_beside(table: Table, quality: str) -> dict[str, float]:
+    """What a quality is without pre-training: mean over the done rows of one domain, by origin."""
+    found = {origin: columns[quality][table.done & np.isfinite(columns[quality])]
+             for origin, columns in table.beside.items() if quality in columns}
+    return {origin: float(values.mean()) for origin, values in found.items() if len(values)}
 
 
 def _worst(values: np.ndarray, directions: Sequence[Direction]) -> tuple[float, ...] | None:
@@ -313,5 +343,6 @@ def _joint(
         domain, tuple(costs), tuple(name for name, _ in chosen), ways, points,
         hypervolume(values[known], ways, reference) if small and reference else None, reference,
         noises[0].method if noises[0] else None,
-        tuple(name for name, one in zip(shapes.names, known, strict=True) if not one),
+        missing(table, shapes, dict(zip((*costs, *(name for name, _ in chosen)), values.T,
+                                        strict=True))),
         count_non_finite(table, *costs, *(name for name, _ in chosen)))

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from deepnarrow.study import Unit
 
 GROUP = "deepnarrow.plugins"
+PATIENCE = 10.0  # seconds that a plugin may load before its name is told
 CORE = "deepnarrow"  # the distribution whose own names nobody can take away
 T = TypeVar("T")
 
@@ -112,6 +114,7 @@ class PluginInfo:
       distribution: the installed package that it comes from.
       version: of that distribution.
       error: why it is unavailable, None where it loaded.
+      module: where its hooks are.
       names: what it registers, or would, by kind: `{"modalities": ("text",), ...}`; tasks are named
         `modality/task`.
     """
@@ -120,6 +123,7 @@ class PluginInfo:
     distribution: str
     version: str
     error: str | None = None
+    module: str = ""
     names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -223,7 +227,8 @@ def load_plugins(
     loaded = [_register(manager, builtin, core)]
     points, taken = _split_by_name(entry_points, core)
     loaded += [*taken, *(_load(manager, point) for point in points)]
-    loaded += [_register(manager, module, PluginInfo(module.__name__, module.__name__, ""))
+    loaded += [_register(manager, module, PluginInfo(
+        module.__name__, module.__name__, "", module=module.__name__))
                for module in extra]
     plugins = _settle([_collect(manager, p) if p.info.error is None else p for p in loaded])
     for plugin in (p for p in plugins if p.info.error):
@@ -288,8 +293,8 @@ def _keeps(info: PluginInfo, claimants: Iterable[PluginInfo]) -> bool:
 def _info(point: importlib.metadata.EntryPoint) -> PluginInfo:
     dist = point.dist
     if dist is None:
-        return PluginInfo(point.name, "unknown distribution", "")
-    return PluginInfo(point.name, dist.name, dist.version)
+        return PluginInfo(point.name, "unknown distribution", "", module=point.value)
+    return PluginInfo(point.name, dist.name, dist.version, module=point.value)
 
 
 @contextlib.contextmanager
@@ -305,10 +310,27 @@ def _contained(what: str) -> Iterator[None]:
         raise PluginError("", f"{what}{type(error).__name__}{detail}") from error
 
 
+@contextlib.contextmanager
+def _patiently(info: PluginInfo) -> Iterator[None]:
+    """Runs a plugin's code; says whose it is if it takes long. Ctrl-C ends one that never ends."""
+    def say() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"note: {_where(info)} has been loading for {PATIENCE:g} s; if it never ends, "
+                  f"press Ctrl-C and uninstall {info.distribution}", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(PATIENCE, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _load(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint) -> _Plugin:
     plugin = _Plugin(_info(point))
     try:
-        with _contained("import failed: "):
+        with _patiently(plugin.info), _contained("import failed: "):
             module = point.load()
     except PluginError as error:
         return plugin.refused(error)
@@ -383,7 +405,7 @@ def _returned(
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         if implementation.plugin is not plugin.module:
             continue
-        with _contained(f"{hook} raised "):
+        with _patiently(plugin.info), _contained(f"{hook} raised "):
             returned = implementation.function()
         if kind != "tasks":
             groups = {"": returned}

@@ -8,6 +8,7 @@ ranges.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -263,7 +264,8 @@ class FineTune:
         checkpoint chosen.
       decode: `rank`: the task's candidates are ranked, where it has them; `greedy`: what the model
         predicts is scored.
-      options: model options laid over the task's, e.g. `{"image_size": 384}`.
+      options: model options laid over the task's, e.g. `{"compute_dtype": "bfloat16"}`; what
+        decides the examples' form stays with the task.
       scratch: also fine-tune the untrained network of the same seed, in the same way: the control
         that tells what pre-training gave (records with origin `untrained`).
     """
@@ -389,15 +391,20 @@ class RunOptions:
       checkpoint_every: steps between checkpoints; the last step is always saved.
       few_shot_every: steps between few-shot probes while pre-training, on the tasks of the stage
         `few_shot`, for the curve (`few_shot/TASK/accuracy@SHOTS`, mean over seeds). 0: none.
+      tensorboard: write `WORKDIR/tensorboard/` too; needs the extra `deepnarrow[tensorboard]`.
     """
 
     log_every: int = 20
     eval_every: int = 0
     checkpoint_every: int = 200
     few_shot_every: int = 0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         check_range("run", "log_every", self.log_every, 1)
         check_range("run", "eval_every", self.eval_every, 0)
         check_range("run", "checkpoint_every", self.checkpoint_every, 1)
         check_range("run", "few_shot_every", self.few_shot_every, 0)
+        if self.tensorboard and importlib.util.find_spec("tensorflow") is None:
+            raise InputError("run", "tensorboard needs TensorFlow, which is not installed",
+                             hint="pip install 'deepnarrow[tensorboard]'")

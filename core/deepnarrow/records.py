@@ -16,7 +16,7 @@ Status = Literal["done", "diverged", "failed", "preempted"]
 FINISHED: tuple[Status, ...] = ("done", "diverged")
 COSTS = (
     "params_total", "params_non_embedding", "flops_forward_per_example", "flops_train_total",
-    "tokens_seen", "step_time_s", "peak_bytes",
+    "tokens_seen", "step_time_s", "peak_bytes", "chip_hours",
 )
 Stage = Literal["upstream", "few_shot", "fine_tune"]
 # What a transfer number was measured on: the pre-trained model; a network of the same shape with
@@ -78,7 +78,8 @@ class Record:
       status: how it ended.
       config: the resolved trial (options, data, protocol), JSON-able.
       costs: `params_total`, `params_non_embedding`, `flops_forward_per_example`,
-        `flops_train_total`, `tokens_seen`, `step_time_s`, `peak_bytes`; value or None.
+        `flops_train_total`, `tokens_seen`, `step_time_s`, `peak_bytes`, `chip_hours` (median step
+        time of pre-training x steps x devices); value or None.
       flop_convention: the convention of the FLOPs in `costs`.
       environment: versions, device, host, seconds of each stage, error text where there was one.
       metrics: every number measured.

@@ -18,13 +18,15 @@ from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten
 from deepnarrow.records import COSTS, MetricRow, Origin, Record, Status, latest
 
-STEP_TIME = "step_time_s"
+STEP_TIME, CHIP_HOURS = "step_time_s", "chip_hours"
+TIMES = (STEP_TIME, CHIP_HOURS)  # measured: of several machines none says anything about another
 # Rows of stages few_shot and fine_tune that no features went into: chance is 1 / classes, majority
 # the share of the commonest class.
 REFERENCES = ("chance", "majority")
 CHOSEN = ("l2",)  # settings that were chosen; how strong a probe's ridge was is no quality
 # Scores of the split that choices are made on stand in the records; quality is the test split's.
 SELECTION = "validation/"
+AVERAGE = "average"  # over the tasks that were probed
 ONE_AT_A_TIME = "these records mix studies with different settings; analyse them one at a time"
 
 
@@ -108,7 +110,8 @@ def seed_qualities(
 ) -> dict[str, tuple[Direction, float | None]]:
     """Returns the qualities of one done trial: direction, and mean over shots and fine-tunings.
 
-    The value is None where nothing finite was measured; a trial that is not done has none.
+    The value is None where nothing finite was measured; a trial that is not done has none. Where
+    several tasks were probed, their mean is a quality too: `average/few_shot@SHOTS`.
     """
     values: dict[str, list[float]] = {}
     directions: dict[str, Direction] = {}
@@ -116,7 +119,25 @@ def seed_qualities(
         if row.origin == origin and is_quality(row):
             directions[quality_name(row)] = row.direction
             values.setdefault(quality_name(row), []).extend(_finite(row.value))
-    return {name: (directions[name], _mean(found)) for name, found in values.items()}
+    made: dict[str, tuple[Direction, float | None]] = {
+        name: (directions[name], _mean(found)) for name, found in values.items()}
+    return made | _averages(made)
+
+
+def _averages(
+    found: Mapping[str, tuple[Direction, float | None]]
+) -> dict[str, tuple[Direction, float | None]]:
+    """Means over tasks of the probes, by shots and metric; None where one of them is."""
+    groups: dict[tuple[str, Direction], list[float | None]] = {}
+    for name, (direction, value) in found.items():
+        task, _, rest = name.partition("/")
+        if task == AVERAGE:
+            return {}  # somebody's task has that name
+        if rest.startswith("few_shot"):
+            groups.setdefault((rest, direction), []).append(value)
+    return {f"{AVERAGE}/{rest}": (direction, None if None in values else _mean(
+        [value for value in values if value is not None]))
+        for (rest, direction), values in groups.items() if len(values) > 1}
 
 
 def summarize(records: Iterable[Record], origin: Origin = "pretrained") -> dict[str, Quality]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -16,10 +17,11 @@ from jaxtyping import Bool, Float, Int
 
 from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten, suggest
-from deepnarrow.records import COSTS, MetricRow, Record, latest
+from deepnarrow.records import COSTS, MetricRow, Origin, Record, latest
 from deepnarrow.shape import FIELD_LIMITS
+from deepnarrow.steptimer import MIN_TIMED_STEPS
 from deepnarrow.summary import (
-    STEP_TIME,
+    TIMES,
     machine,
     quality_name,
     quality_order,
@@ -32,6 +34,8 @@ from deepnarrow.summary import (
 ALIASES = {"params": "params_non_embedding", "flops": "flops_forward_per_example"}
 # Seeds within a training seed.
 INNER_SEEDS = ("shot_seed", "finetune_seed")
+# What the same measurement gets without pre-training: random parameters, or no network at all.
+BESIDE: tuple[Origin, ...] = ("untrained", "raw")
 BETTER_LOW = ("loss", "perplexity", "ppl", "error", "err", "nll", "bits_per_byte", "bpb",
               "cross_entropy", "crossentropy")
 
@@ -51,6 +55,8 @@ class Table:
       costs, qualities: columns known to be such; empty for tables of other people.
       directions: of the qualities that are known.
       outcomes: per-example values by quality: one array a row, None where there are none.
+      beside: by origin other than the pre-trained model (`untrained`, `raw`), by quality, [rows]:
+        what the same probe got there.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -63,6 +69,7 @@ class Table:
     qualities: tuple[str, ...] = ()
     directions: Mapping[str, Direction] = dataclasses.field(default_factory=dict)
     outcomes: Mapping[str, tuple[np.ndarray | None, ...]] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.name)
@@ -100,7 +107,19 @@ def from_records(records: Iterable[Record]) -> Table:
         columns, _texts(r.modality for r in trials),
         _texts(labels[r.modality, r.architecture, r.name] for r in trials),
         _texts(str(r.seed) for r in trials), done, missing,
-        COSTS, qualities, directions, _outcomes(trials, qualities))
+        COSTS, qualities, directions, _outcomes(trials, qualities), _beside(trials, qualities))
+
+
+def _beside(
+    trials: Sequence[Record], qualities: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    made: dict[str, dict[str, np.ndarray]] = {}
+    for origin in BESIDE:
+        found = [seed_qualities(record, origin) for record in trials]
+        names = [name for name in qualities if any(name in one for one in found)]
+        made[origin] = {name: _floats(one.get(name, ("", None))[1] for one in found)
+                        for name in names}
+    return {origin: columns for origin, columns in made.items() if columns}
 
 
 def _budget_kind(record: Record) -> str:
@@ -149,6 +168,8 @@ def concat(tables: Sequence[Table]) -> Table:
                                                dtype=object if is_text else np.float64))
             for one in tables])
     with_outcomes = dict.fromkeys(name for one in tables for name in one.outcomes)
+    origins = {origin: dict.fromkeys(name for one in tables for name in one.beside.get(origin, {}))
+               for origin in BESIDE}
     written = dict.fromkeys(name for one in tables for name in one.non_finite)
     return Table(
         columns=columns, domain=np.concatenate([one.domain for one in tables]),
@@ -163,7 +184,10 @@ def concat(tables: Sequence[Table]) -> Table:
         directions={name: way for one in tables for name, way in one.directions.items()},
         outcomes={name: tuple(row for one in tables
                               for row in one.outcomes.get(name, (None,) * len(one)))
-                  for name in with_outcomes})
+                  for name in with_outcomes},
+        beside={origin: {name: np.concatenate([
+            one.beside.get(origin, {}).get(name, np.full(len(one), math.nan)) for one in tables])
+            for name in names} for origin, names in origins.items() if names})
 
 
 def _one_name_a_cost(tables: Sequence[Table]) -> list[Table]:
@@ -183,7 +207,9 @@ def select(table: Table, rows: Bool[np.ndarray, " rows"] | Int[np.ndarray, " row
         done=table.done[places],
         non_finite={name: found[places] for name, found in table.non_finite.items()},
         outcomes={name: tuple(values[i] for i in places)
-                  for name, values in table.outcomes.items()})
+                  for name, values in table.outcomes.items()},
+        beside={origin: {name: values[places] for name, values in columns.items()}
+                for origin, columns in table.beside.items()})
 
 
 def count_non_finite(table: Table, *columns: str) -> int:
@@ -219,9 +245,20 @@ def find_column(table: Table, name: str, kind: str) -> str:
                      hint=f"did you mean {near}?" if near else None)
 
 
+def as_number(text: str) -> float:
+    """The number that `text` is, in ASCII digits without underscores.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
 def _is_number(value: object) -> bool:
     try:
-        float(str(value))
+        as_number(str(value))
     except ValueError:
         return False
     return True
@@ -268,11 +305,11 @@ def shapes_of(table: Table) -> Shapes:
 def mean_by_shape(table: Table, shapes: Shapes, column: str) -> Float[np.ndarray, " shapes"]:
     """Mean of a column over the rows of each shape where it is finite; NaN where none is.
 
-    Step times are medians: one disturbed run does not move them.
+    Times are medians: one disturbed run does not move them.
     """
     values = np.where(table.done, table.columns[column], math.nan)
     finite = np.isfinite(values)
-    if column == STEP_TIME:
+    if column in TIMES:
         return np.array([np.median(values[finite & (shapes.index == i)])
                          if (finite & (shapes.index == i)).any() else math.nan
                          for i in range(len(shapes.names))])
@@ -283,6 +320,58 @@ def mean_by_shape(table: Table, shapes: Shapes, column: str) -> Float[np.ndarray
     first[shapes.index[finite][::-1]] = values[finite][::-1]
     extra = np.bincount(shapes.index[finite], (values - first[shapes.index])[finite], size)
     return first + extra / np.maximum(count, 1)
+
+
+def missing(
+    table: Table, shapes: Shapes, values: Mapping[str, Float[np.ndarray, " shapes"]]
+) -> dict[str, str]:
+    """Why shapes are missing where one of `values` (by column) is not finite, by their names.
+
+    >>> table = Table({"acc": np.array([1.0, math.nan])}, _texts("mm"), _texts("ab"),
+    ...               _texts("00"), np.array([True, True]))
+    >>> missing(table, shapes_of(table), {"acc": table.columns["acc"]})
+    {'b': 'acc is missing'}
+    """
+    size = len(shapes.names)
+    gone = {name: ~np.isfinite(column) for name, column in values.items()}
+    ended = np.bincount(shapes.index[table.done], minlength=size) > 0
+    written = {name: np.bincount(shapes.index[table.done & bad], minlength=size) > 0
+               for name, bad in table.non_finite.items() if name in gone}
+    statuses = _statuses(table, shapes, ended)
+    return {shapes.names[i]: "; ".join(
+        _why(name, bool(written[name][i]) if name in written else False, bool(table.costs))
+        for name, bad in gone.items() if bad[i]) if ended[i] else
+        f"no finished run ({statuses.get(i, 'not done')})"
+        for i in np.flatnonzero(np.any(list(gone.values()), axis=0)).tolist()}
+
+
+def _why(name: str, written: bool, of_records: bool) -> str:
+    if written:
+        return f"{name} is not finite"
+    if name.startswith(TIMES) and of_records:
+        return f"{name} was not measured: it needs {MIN_TIMED_STEPS} timed training steps"
+    return f"{name} is missing"
+
+
+def _statuses(table: Table, shapes: Shapes, ended: np.ndarray) -> dict[int, str]:
+    """How the trials of shapes without a done one ended."""
+    words = table.columns.get("status")
+    if words is None or words.dtype != object:
+        return {}
+    found: dict[int, Counter[str]] = {}
+    for row in np.flatnonzero(~ended[shapes.index]).tolist():
+        found.setdefault(int(shapes.index[row]), Counter())[str(words[row])] += 1
+    return {i: ", ".join(f"{n} {word}" for word, n in one.items()) for i, one in found.items()}
+
+
+def cost_spread(table: Table, shapes: Shapes, column: str) -> float:
+    """How much a cost differs between the trials of one shape at most: largest over smallest."""
+    values = table.columns[column]
+    usable = table.done & (values > 0)
+    most, least = np.zeros(len(shapes.names)), np.full(len(shapes.names), math.inf)
+    np.maximum.at(most, shapes.index[usable], values[usable])
+    np.minimum.at(least, shapes.index[usable], values[usable])
+    return float((most / least)[most > 0].max(initial=1.0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,23 +10,25 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten, suggest
 from deepnarrow.export import COLUMNS
-from deepnarrow.records import COSTS, MetricRow, Stage
+from deepnarrow.records import COSTS, MetricRow
 from deepnarrow.summary import is_quality, quality_name, quality_order
-from deepnarrow.table import Table
+from deepnarrow.table import BESIDE, Table, as_number
 
 NAME_COLUMNS = ("name", "shape", "model")
 DOMAIN_COLUMNS = ("domain", "modality")
 # What a long table of ours has, and nobody else's.
 OWN_COLUMNS = {"key", "modality", "architecture", "name", "seed", "status", "stage", "task",
                "metric", "direction", "value", "origin"}
+SEPARATORS = (";", "\t", "|")  # of other dialects
 MAX_BYTES = 4 << 30
 MAX_CELLS = 300_000_000
 Columns = dict[str, np.ndarray]
@@ -85,6 +87,12 @@ def _read_csv(path: Path, where: str) -> Columns:
 def _check_header(header: list[str], where: str) -> None:
     if not any(header):
         raise InputError(where, "has no header", expected="a first line with the columns' names")
+    if any("\0" in name for name in header):
+        raise InputError(where, "is no text", hint="CSV and Parquet files can be read")
+    separator = next((mark for mark in SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    if separator is not None:
+        raise InputError(where, "has one column", got=shorten(header[0], 60),
+                         expected="columns with commas between", hint=f"replace {separator!r}")
     twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
     if twice is not None:
         raise InputError(where, "has two columns of one name", got=repr(shorten(twice)))
@@ -92,7 +100,8 @@ def _check_header(header: list[str], where: str) -> None:
 
 def _typed(cells: tuple[str, ...]) -> np.ndarray:
     try:
-        return np.array([float(cell) if cell.strip() else _EMPTY for cell in cells], np.float64)
+        return np.array([as_number(cell) if cell.strip() else _EMPTY for cell in cells],
+                        np.float64)
     except ValueError:
         return np.array([*cells, None], dtype=object)[:-1]
 
@@ -173,21 +182,9 @@ def _own_export(columns: Columns) -> Table:
     rows = list(zip(*(columns[name] for name in columns), strict=True))
     cells = [dict(zip(columns, row, strict=True)) for row in rows]
     first: dict[str, dict[str, object]] = {}
-    found: dict[str, dict[str, list[float]]] = {}
-    directions: dict[str, Direction] = {}
     for cell in cells:
-        key = str(cell["key"])
-        first.setdefault(key, cell)
-        if cell["status"] != "done" or cell["origin"] != "pretrained":
-            continue
-        shots = cell.get("shots", math.nan)
-        row = MetricRow(cast(Stage, cell["stage"]), str(cell["task"]), str(cell["metric"]),
-                        cast(Direction, cell["direction"]), None,
-                        shots=int(shots) if np.isfinite(shots) else None)
-        if is_quality(row):
-            directions[quality_name(row)] = row.direction
-            values = found.setdefault(key, {}).setdefault(quality_name(row), [])
-            values += [float(cell["value"])] if np.isfinite(cell["value"]) else []
+        first.setdefault(str(cell["key"]), cell)
+    found, directions = _measured(cells)
     qualities = tuple(sorted(directions, key=quality_order))
     made: Columns = {}
     for name in COLUMNS:
@@ -196,13 +193,40 @@ def _own_export(columns: Columns) -> Table:
             made[name] = np.array([*(one[name] for one in first.values()), None],
                                   dtype=object)[:-1].astype(kind)
     for name in qualities:
-        made[name] = np.array([_mean(found.get(key, {}).get(name, [])) for key in first])
+        made[name] = _column(found, first, "pretrained", name)
+    beside = {origin: {name: column for name in qualities if np.isfinite(
+        column := _column(found, first, origin, name)).any()} for origin in BESIDE}
     whole = _foreign(made, "table", None)
     depth = made["num_encoder_layers"] + np.nan_to_num(made["num_decoder_layers"])
     return dataclasses.replace(
         whole, columns=made | {"depth": depth, "width": made["d_model"]}, directions=directions,
         done=np.array([one["status"] == "done" for one in first.values()], dtype=bool),
-        costs=COSTS, qualities=qualities)
+        costs=tuple(name for name in COSTS if name in made), qualities=qualities,
+        beside={origin: one for origin, one in beside.items() if one})
+
+
+Measured = dict[tuple[str, str, str], list[float]]  # by key, origin, quality
+
+
+def _measured(cells: Sequence[Mapping[str, Any]]) -> tuple[Measured, dict[str, Direction]]:
+    """The qualities of done trials, and the directions of those of pre-trained models."""
+    found: Measured = {}
+    directions: dict[str, Direction] = {}
+    for cell in cells:
+        shots = cell.get("shots", math.nan)
+        row = MetricRow(cell["stage"], str(cell["task"]), str(cell["metric"]), cell["direction"],
+                        None, shots=int(shots) if np.isfinite(shots) else None)
+        if cell["status"] != "done" or not is_quality(row):
+            continue
+        if cell["origin"] == "pretrained":
+            directions[quality_name(row)] = row.direction
+        values = found.setdefault((str(cell["key"]), str(cell["origin"]), quality_name(row)), [])
+        values += [float(cell["value"])] if np.isfinite(cell["value"]) else []
+    return found, directions
+
+
+def _column(found: Measured, keys: Iterable[str], origin: str, name: str) -> np.ndarray:
+    return np.array([_mean(found.get((key, origin, name), [])) for key in keys])
 
 
 def _mean(values: list[float]) -> float:

@@ -142,16 +142,21 @@ class _Loop:
         self.log.add_points(step, "train", values)
         self.progress.loss = values["loss"]
         self.progress.update(step, now=True)
-        if self.on_log is not None:
-            self.on_log(step, values)
+        self.tell(step, "train", values)
         self.log.timer.pause()
+
+    def tell(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        if self.on_log is not None:
+            self.on_log(step, {f"{split}/{name}": float(x) for name, x in values.items()})
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Measures what is due after `step` and has no point in the curve yet."""
         known = {p.name.partition("/")[0] for p in self.log.curve if p.step == step}
         for watch in self.watches:
             if watch.due(step, self.program.total_steps) and watch.name not in known:
-                self.log.add_points(step, watch.name, watch.measure(step, state.eval_params))
+                values = watch.measure(step, state.eval_params)
+                self.log.add_points(step, watch.name, values)
+                self.tell(step, watch.name, values)
                 self.log.timer.pause()
 
     def save(self, state: TrainState, step: int) -> None:
@@ -198,7 +203,7 @@ def train(
       initial_params: where training starts; fresh ones if None. They are copied.
       checkpointer: where to save and to look for a checkpoint; None to do neither.
       progress: called as `progress(step, total_steps, text)`.
-      on_log: called as `on_log(step, metrics)` with the means since the last call.
+      on_log: called as `on_log(step, {"train/loss": ...})` with every point of the curve.
       should_stop: asked before each step and each batch of `validation`; if it says True, the
         state is saved and training ends as `preempted`.
 

@@ -26,9 +26,10 @@ from deepnarrow.files import write_json
 from deepnarrow.hosts import AgreedStop, Hosts
 from deepnarrow.mesh import MeshShape, choose_mesh
 from deepnarrow.modality import Metric, Task
+from deepnarrow.observers import OnLog, observer, trial_facts
 from deepnarrow.plugins import notify
 from deepnarrow.protocol import AUTO, OptimizerConfig
-from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
+from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record, Stage
 from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
 from deepnarrow.sharding import Layout, make_layout
 from deepnarrow.step import Program, make_program, metric_names, step_bytes
@@ -42,7 +43,13 @@ from deepnarrow.transfer.finetune import (
     make_finetune,
     task_labels,
 )
-from deepnarrow.trialrows import average_rows, finetune_curve, finetune_outcomes, finetune_rows
+from deepnarrow.trialrows import (
+    average_rows,
+    finetune_curve,
+    finetune_outcomes,
+    finetune_rows,
+    run_name,
+)
 
 if TYPE_CHECKING:
     from deepnarrow.plugins import Registry
@@ -122,7 +129,8 @@ class UnitRunner:
             self.ended += 1
             if self.store is not None:
                 self.store.add(record)
-                notify(self.registry, "deepnarrow_run_end", record=record.to_dict())
+                notify(self.registry, "deepnarrow_run_end", record=record.to_dict(),
+                       info=trial_facts(trial, self.config, self.workdir))
             self.progress.ended(_line(record))
         return True
 
@@ -189,8 +197,9 @@ class UnitRunner:
                 program, upstream.train, seed=trial.seed,
                 batch_size=trial.protocol.pretraining.batch_size, run=self.config.run,
                 validation=upstream.validation, checkpointer=checkpointer,
-                progress=self.progress.steps, on_log=self._observer(trial, program),
-                should_stop=self.stop, few_shot=self._few_shot_curve(trial, program))
+                progress=self.progress.steps, should_stop=self.stop,
+                on_log=self._watch(trial, "upstream", program.total_steps),
+                few_shot=self._few_shot_curve(trial, program))
         _stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
         measured.seconds["upstream"] = result.seconds
@@ -222,18 +231,13 @@ class UnitRunner:
                 measured.metrics.extend(_quality_rows(upstream.metric, means))
             return program.put_params(params)
 
-    def _observer(
-        self, trial: Trial, program: Program
-    ) -> Callable[[int, Mapping[str, float]], None]:
-        def on_log(step: int, metrics: Mapping[str, float]) -> None:
-            if not self.hosts.first:
-                return
-            notify(self.registry, "deepnarrow_step_end", info={
-                "trial_key": trial.key, "modality": trial.modality, "shape": trial.shape.name,
-                "seed": trial.seed, "step": step, "total_steps": program.total_steps,
-                "metrics": dict(metrics)})
-
-        return on_log
+    def _watch(
+        self, trial: Trial, stage: Stage, total_steps: int, prefix: str = ""
+    ) -> OnLog | None:
+        if not self.hosts.first:
+            return None
+        facts = trial_facts(trial, self.config, self.workdir)
+        return observer(self.registry, self._directory(trial), facts, stage, total_steps, prefix)
 
     def _few_shot(
         self, trial: Trial, stage: FewShot, program: Program, params: Any, measured: Measured
@@ -312,8 +316,11 @@ class UnitRunner:
                 for seed in range(stage.seeds):
                     self.progress.stage(
                         f"{trial.modality} {trial.shape.name}: fine-tune {ft.name}")
+                    tell = self._watch(trial, "fine_tune", ft.program.total_steps,
+                                       f"{ft.name}/{run_name(seed, origin)}/")
                     result = finetune(ft, start, seed=finetune_seed(trial.seed, seed),
-                                      should_stop=self.stop, progress=self.progress.steps)
+                                      should_stop=self.stop, progress=self.progress.steps,
+                                      on_log=tell)
                     _stop_if(result.status == "preempted")
                     measured.curve.extend(finetune_curve(ft, seed, result, origin))
                     measured.metrics.extend(finetune_rows(ft, seed, result, origin))
@@ -358,6 +365,8 @@ class UnitRunner:
                 "tokens_seen": examples and float(examples * costs.tokens_per_example),
                 "step_time_s": result and result.step_time_s,
                 "peak_bytes": programs.peak_bytes,
+                "chip_hours": result and result.step_time_s and (
+                    result.step_time_s * result.steps * self._devices() / 3600),
             },
             environment={**environment.describe(), "sharding": self._sharding(),
                          "seconds": sum(measured.seconds.values()),
@@ -366,6 +375,9 @@ class UnitRunner:
             curve=tuple(measured.curve),
             outcomes=tuple(measured.outcomes),
         )
+
+    def _devices(self) -> int:
+        return 1 if self.layout is None else self.layout.shape.size
 
     def _sharding(self) -> dict[str, Any]:
         """How the devices shared the work, for the record."""

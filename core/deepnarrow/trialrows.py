@@ -81,12 +81,17 @@ def finetune_curve(
     `TASK/seedN/selected/SPLIT/METRIC` stands at the step of the checkpoint that was chosen by the
     task's metric on that split, and has its value.
     """
-    run = f"seed{seed}" if origin == "pretrained" else f"seed{seed}/{origin}"
+    run = run_name(seed, origin)
     for point in result.curve:
         yield dataclasses.replace(point, name=f"{ft.name}/{run}/{point.name}")
     for task in ft.tasks:
         if task.name in result.tasks:
             yield from _selected(task, run, result.tasks[task.name])
+
+
+def run_name(seed: int, origin: Origin) -> str:
+    """Returns what stands for one fine-tuning in the names of its points."""
+    return f"seed{seed}" if origin == "pretrained" else f"seed{seed}/{origin}"
 
 
 def _selected(task: Task, run: str, found: TaskResult) -> Iterator[CurvePoint]:

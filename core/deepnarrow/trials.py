@@ -21,6 +21,7 @@ from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
 from deepnarrow.pretrained import Pretrained, open_pretrained
 from deepnarrow.protocol import FewShot, FineTune, Protocol
+from deepnarrow.transfer.fewshot import check_labels
 from deepnarrow.trialkey import REVISION, trial_key
 
 
@@ -151,6 +152,8 @@ def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
             facts |= _task_facts(task, kind)
             if isinstance(stage, FewShot):
                 _check_shots(task, stage, place)
+            else:
+                _check_classes(task)
     pretrained = {
         source.label: open_pretrained(source, modality, registry, f"{where}.checkpoints[{i}]")
         for i, source in enumerate(study.checkpoints)}
@@ -192,15 +195,33 @@ def _find_task(known: Mapping[str, Task], name: str, kind: str, where: str) -> T
 
 def _check_shots(task: Task, stage: FewShot, where: str) -> None:
     """Refuses shots that a class cannot give: now, not after the training."""
-    source = task.examples("train")
-    if source.labels is None or task.num_classes is None:
+    counts = _class_counts(task)
+    if counts is None:
         raise InputError(f"task {task.name!r}", "its train source has no labels()",
                          hint="a task's sources carry labels; see Source in modality.py")
-    counts = np.bincount(source.labels(), minlength=task.num_classes)
     fewest, most = int(counts.argmin()), max(stage.shots)
     if counts[fewest] < most:
         raise InputError(f"{where}.shots", f"class {fewest} of {task.name!r} has too few examples",
                          got=most, expected=f"<= {counts[fewest]} shots")
+
+
+def _class_counts(task: Task) -> np.ndarray | None:
+    """Training examples of each class, int64 [num_classes]; None for a task without classes."""
+    labels = task.examples("train").labels
+    if labels is None or task.num_classes is None:
+        return None
+    checked = check_labels(f"task {task.name!r}, train", labels(), task.num_classes)
+    return np.bincount(checked, minlength=task.num_classes)
+
+
+def _check_classes(task: Task) -> None:
+    """Refuses a class that nothing can be learned of."""
+    counts = _class_counts(task)
+    if counts is not None and not counts.all():
+        absent = np.flatnonzero(counts == 0)
+        raise InputError(f"task {task.name!r}, train", f"class {absent[0]} has no example",
+                         got=f"{len(absent)} of {task.num_classes} classes without any",
+                         hint="leave the class out of the other splits too, or add examples")
 
 
 def _cell_options(study: ModalityStudy, data: ModalityData, named: NamedShape) -> dict[str, Any]:
@@ -274,6 +295,19 @@ def _checkpoint_trials(study: ModalityStudy, data: ModalityData) -> Iterator[Tri
                     data.facts, study.protocol, seed=0, checkpoint=found.facts)
 
 
+def _check_fine_tune_batch(stage: FineTune, tasks: Mapping[str, Task], where: str) -> None:
+    sizes = [task.examples("train").num_examples for task in tasks.values()]
+    fewest = sum(sizes) if stage.mixture == "proportional" else min(sizes)
+    _check_batch(stage.batch_size, fewest, where)
+
+
+def _check_batch(batch_size: int, examples: int, where: str) -> None:
+    """Refuses a batch in which an example would stand twice."""
+    if batch_size > examples:
+        raise InputError(f"{where}.batch_size", "is more than the training split has",
+                         got=batch_size, expected=f"<= {examples} examples")
+
+
 def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
     """Counts a trial's costs in closed form and the steps its budget pays for."""
     options = resolve_options(data.modality.options, trial.options, "options")
@@ -281,10 +315,12 @@ def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
     costs = summarize(count_costs(data.modality, architecture, trial.shape.shape, options))
     protocol, where = trial.protocol, f"modalities.{trial.modality}.protocol"
     if protocol.fine_tune:
+        _check_fine_tune_batch(protocol.fine_tune, data.finetune_tasks, f"{where}.fine_tune")
         protocol.fine_tune.optimizer.check_steps(f"{where}.fine_tune.optimizer",
                                                  protocol.fine_tune.steps)
     if trial.checkpoint is not None:
         return Cell(trial, costs, steps=0)
+    _check_batch(protocol.pretraining.batch_size, data.upstream.train.num_examples, where)
     steps = protocol.pretraining.budget.steps(
         protocol.pretraining.batch_size, num_examples=data.upstream.train.num_examples,
         tokens_per_example=costs.tokens_per_example,

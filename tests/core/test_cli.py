@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from deepnarrow import cli
+from deepnarrow.cli.output import Output
 from deepnarrow.cli.parser import COMMANDS, LIST_KINDS, integer, integers, number, parse
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.plugins import registry
@@ -133,9 +135,9 @@ BAD_ARGUMENTS = [
     (["status"], "the following arguments are required: WORKDIR", ""),
     (["status", "absent"], "workdir 'absent': is no study's workdir", ""),
     (["pareto"], "the following arguments are required: SOURCE", ""),
-    (["pareto", "absent"], "source 'absent': is no study's workdir", ""),
-    (["report", "absent", "--out", "x"], "source 'absent': is no study's workdir", ""),
-    (["report", "absent", "--out", "x.html"], "source 'absent': is no study's workdir", ""),
+    (["pareto", "absent"], "source 'absent': does not exist", ""),
+    (["report", "absent", "--out", "x"], "source 'absent': does not exist", ""),
+    (["report", "absent", "--out", "x.html"], "source 'absent': does not exist", ""),
     (["report", "absent"], "the following arguments are required: --out", ""),
     (["probe", "--train", "x.npz"], "the following arguments are required: --test", ""),
     (["probe", "--train", "absent.npz", "--test", "t.npz"], "absent.npz: is not a file", ""),
@@ -937,6 +939,17 @@ def test_probe_without_auto_says_nothing_of_a_choice(run, features):
     assert (code, document["l2"]) == (0, 64.0)
     assert document["results"][0].keys() == {
         "shots", "accuracy_mean", "accuracy_sd", "accuracy_per_seed"}
+
+
+def test_warnings_are_lines_of_text(run, monkeypatch):
+    def warn(modality):
+        warnings.warn("two splits share 3 images", stacklevel=1)
+        return Output([], lambda console: None)
+
+    monkeypatch.setattr("deepnarrow.cli.listing.run", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert run("list") == (0, "", "warning: two splits share 3 images\n")
 
 
 def test_probe_warns_of_rows_in_both_files(run, features, tmp_path):

@@ -66,10 +66,10 @@ def test_pareto_of_any_csv(run, runs_csv):
         ("a", True, True), ("b", True, True), ("=c", False, False)]
     assert [round(p["membership"], 3) for p in front["points"]] == [1, 1, 0]
     assert front["hypervolume"] == pytest.approx((30 - 20) * (0.7 - 0.5))
-    assert (front["left_out"], front["non_finite"]) == (["d"], 1)
+    assert (front["left_out"], front["non_finite"]) == ({"d": "superglue is not finite"}, 1)
     shown = run("pareto", runs_csv, "--cost", "params", "--quality", "superglue", "--claims")[1]
     assert "superglue" in shown
-    assert "1 values were not finite" in shown
+    assert "1 value not finite" in shown
     assert "saved by the other shapes' front" in shown
 
 
@@ -233,3 +233,41 @@ def test_the_commands_import_no_jax(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True,
                               text=True, timeout=120)
         assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("name;params;q\na;1;2\n", "columns with commas between"),
+    ("name\tparams\n", "columns with commas between"),
+    ("\0\1\2PAR", "is no text"),
+    ("name,params,q\na,1_000,2\n", "got '1_000' in data row 1"),
+    ("name,params,q\na,١٢,2\n", "is a column of text"),
+])
+def test_other_dialects_are_named(refused, tmp_path, text, expected):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    [line] = refused("pareto", str(path), "--cost", "params", "--quality", "q")
+    assert expected in line
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--cost", "params", "--cost", "params:min", "--quality", "superglue"],
+     "--cost: is given twice"),
+    (["--cost", "params", "--quality", "params"], "--quality: is a cost already"),
+    (["--cost", "params", "--quality", "superglue", "--chip", "v5e"], "no source is one"),
+    (["--cost", "params", "--quality", "superglue", "--chip", "v5"], "did you mean v5"),
+])
+def test_pareto_refuses(refused, runs_csv, arguments, expected):
+    [line] = refused("pareto", runs_csv, *arguments)
+    assert expected in line
+
+
+def test_a_source_that_is_not_there_is_said(refused, tmp_path):
+    [line] = refused("pareto", str(tmp_path / "none.csv"))
+    assert "does not exist" in line
+
+
+def test_two_shapes_are_not_measured_from_a_line_through_both(refused, tmp_path):
+    rows = [(domain, name, i, i) for domain in "xy" for i, name in enumerate("ab", 1)]
+    path = csv_of(tmp_path / "t.csv", "domain,name,params,q", rows)
+    [line] = refused("compare", path, "--quality", "q:max")
+    assert "too few shapes" in line

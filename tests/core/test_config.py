@@ -231,7 +231,7 @@ TOY = "modalities.toy"
 
 @pytest.mark.parametrize(("override", "expected"), [
     ("run.log_evry=5", "unknown key (expected one of log_every, eval_every, checkpoint_every, "
-                       "few_shot_every). Hint: did you mean log_every?"),
+                       "few_shot_every, tensorboard). Hint: did you mean log_every?"),
     ("nmae=x", "unknown key"),
     ("modalities.txt.shapes=('tiny',)", "unknown key (expected one of toy)"),
     (f"{TOY}.protocol.budget.amout=3", "Hint: did you mean amount?"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import json
 import subprocess
@@ -14,11 +15,20 @@ import numpy as np
 import pytest
 import toy
 
+from deepnarrow import testing
 from deepnarrow.cli import main
 from deepnarrow.errors import InputError
 from deepnarrow.formats import CheckpointFormat, CheckpointHeader
 from deepnarrow.modality import FlopTerm, ParamArray, axes_tree
-from deepnarrow.testing import CHECKS, CheckFailed, check_modality, make_subject
+from deepnarrow.plugins import PluginInfo
+from deepnarrow.testing import (
+    CHECKS,
+    CheckFailed,
+    Subject,
+    check_modality,
+    make_subject,
+    modality_checks,
+)
 
 RIGHT = toy.toy_modality()
 
@@ -45,16 +55,16 @@ def with_frame(arrays=(), flops=lambda shape: (), without=(), change=lambda mode
     return dataclasses.replace(changed, count_frame=count_frame)
 
 
-def with_array(path, size, axes, use):
-    """One more array in frame, params and axes; `use(params)` is added to the loss."""
+def with_array(path, size, axes, use=lambda x: jnp.sum(x ** 2), make=jnp.zeros):
+    """One more array in frame, params and axes; `use(array)` is added to the loss."""
     def change(model, shape):
         array = ParamArray((path,), size(shape), axes, "embedding")
 
         def loss(params, batch, key, *, train):
             out = model.loss(params, batch, key, train=train)
-            return out._replace(loss_sum=out.loss_sum + out.weight_sum * use(params))
+            return out._replace(loss_sum=out.loss_sum + out.weight_sum * use(params[path]))
 
-        return {"init": lambda key: model.init(key) | {path: jnp.zeros(array.shape)}, "loss": loss,
+        return {"init": lambda key: model.init(key) | {path: make(array.shape)}, "loss": loss,
                 "param_axes": model.param_axes | axes_tree([array])}
 
     return with_frame([lambda shape: ParamArray((path,), size(shape), axes, "embedding")],
@@ -113,6 +123,51 @@ def high_loss(loss, params, batch, key):
     return out._replace(loss_sum=out.loss_sum + 20 * out.weight_sum)
 
 
+def with_training_loss(change):
+    """The modality whose training loss is multiplied by `change(batch)`."""
+    def changed(model, shape, options):
+        def loss(params, batch, key, *, train):
+            out = model.loss(params, batch, key, train=train)
+            return out._replace(loss_sum=out.loss_sum * (change(batch) if train else 1.0))
+
+        return {"loss": loss}
+
+    return with_model(changed)
+
+
+def batch_statistics(batch):
+    return 1 + jnp.mean(jnp.arange(len(batch["inputs"])) * jnp.sum(batch["inputs"], axis=(1, 2)))
+
+
+def host_noise(batch, draws=itertools.count()):  # noqa: B008 - the very fault
+    # A number of the trace: another program draws another. Only the loop gives ids.
+    return 1.0 + 0.1 * next(draws) if "example_id" in batch else 1.0
+
+
+def one_buffer(upstream):
+    buffer = np.zeros((toy.LENGTH, toy.CHANNELS), np.float32)
+
+    def load(index, rng):
+        example = upstream.validation.load(index, rng)
+        buffer[:] = example["inputs"]
+        return {**example, "inputs": buffer}
+
+    return dataclasses.replace(upstream, validation=dataclasses.replace(
+        upstream.validation, load=load))
+
+
+def eager_module():
+    subject = make_subject(RIGHT)
+    info = PluginInfo("toy", "toy", "1.0", module="deepnarrow.train",
+                      names={"modalities": ("toy",)})
+    return dataclasses.replace(subject, registry=dataclasses.replace(
+        subject.registry, plugins=(info,)))
+
+
+def subject_of(made):
+    return made if isinstance(made, Subject) else make_subject(made)
+
+
 def no_small_mlp(shape, options):
     if shape.d_ff == 2:
         raise ValueError("too small")
@@ -168,19 +223,27 @@ FAULTS = {
     "small MLPs crash": ("operators_build", "tiny-ff2 raises ValueError",
                          lambda: dataclasses.replace(RIGHT, stack_specs=no_small_mlp)),
     "depth outside the stack": ("depth_is_layers", "gate is", lambda: with_array(
-        "gate", lambda shape: (shape.num_encoder_layers,), (None,),
-        lambda params: jnp.sum(params["gate"] ** 2))),
+        "gate", lambda shape: (shape.num_encoder_layers,), (None,))),
+    "hidden units called embed": ("operators_change_what_they_claim", "name the axis so",
+                                  lambda: with_array("gate", lambda shape: (shape.d_ff,),
+                                                     ("embed",))),
+    "a table without names": ("big_arrays_are_split", "name its long axis", lambda: with_array(
+        "table", lambda shape: (32, 32), (None, None))),
     "FLOPs counted tenfold": ("flops_are_counted", "XLA counts", lambda: with_frame(
         flops=lambda shape: (FlopTerm("head", "weight", 1e6),))),
     "FLOPs of depth squared": ("flops_grow_with_depth", "what every layer does", lambda: with_frame(
         flops=lambda shape: (FlopTerm("head", "weight", 1.0 * shape.num_encoder_layers ** 2),))),
+    "MLPs counted as if narrow": (
+        "flops_grow_with_width", "the shape's own sizes", lambda: with_frame(
+            flops=lambda shape: (FlopTerm("head", "weight", -4.0 * toy.LENGTH * shape.d_model
+                                          * shape.num_encoder_layers * max(0, shape.d_ff - 32)),))),
     "one init for all keys": ("init_follows_the_key", "draw them from the key", lambda: with_model(
         lambda model, shape, options: {"init": lambda key: model.init(toy_key())})),
     "mean instead of sum": ("loss_is_a_sum", "not means", lambda: with_loss(mean_loss)),
     "padding counts": ("masked_examples_count_for_nothing", "multiply every weight",
                        lambda: with_loss(unmasked_loss)),
     "an idle parameter": ("every_parameter_learns", "spare has no gradient", lambda: with_array(
-        "spare", lambda shape: (shape.d_model,), ("embed",), lambda params: 0.0)),
+        "spare", lambda shape: (shape.d_model,), ("embed",), lambda x: 0.0)),
     "features of the batch": ("features", "let none see another", lambda: with_model(
         lambda model, shape, options: {"features": lambda params, batch: (
             lambda x: x + jnp.cumsum(x, axis=0))(model.features(params, batch))})),
@@ -197,6 +260,16 @@ FAULTS = {
     "features that grow with width": ("scale_of_features", "root mean square", lambda: with_model(
         lambda model, shape, options: {"features": lambda params, batch: (
             model.features(params, batch) * shape.d_model ** 2)})),
+    "a module that imports JAX": ("imports_without_jax", "inside the functions that use it",
+                                  eager_module),
+    "one buffer for all examples": ("stream_is_one_for_all_hosts", "return new arrays",
+                                    lambda: with_upstream(one_buffer)),
+    "a weakly typed parameter": ("step_compiles_once", "strongly typed", lambda: with_array(
+        "gate", lambda shape: (4,), (None,), make=lambda size: jnp.broadcast_to(0.5, size))),
+    "a batch that knows itself": ("arrangements_agree", "depend on no other example",
+                                  lambda: with_training_loss(batch_statistics)),
+    "noise from the host": ("training_resumes", "draw random numbers from the key only",
+                            lambda: with_training_loss(host_noise)),
     "a loss that stays high": ("it_learns", "in 100 steps", lambda: with_loss(high_loss)),
 }
 
@@ -214,6 +287,27 @@ def test_the_toy_keeps_every_promise():
     assert [r.name for r in results] == list(CHECKS)
 
 
+def test_a_task_without_data_is_left_out_and_named():
+    def nowhere(split):
+        raise InputError("task 'far'", "its data is not configured")
+
+    def tasks(data, options):
+        (task,) = RIGHT.tasks(data, options).values()
+        return {task.name: task, "far": dataclasses.replace(task, name="far", examples=nowhere)}
+
+    subject = make_subject(dataclasses.replace(RIGHT, tasks=tasks))
+    assert list(subject.tasks) == ["toy_task"]
+    assert subject.left_out == {"far": "task 'far': its data is not configured"}
+    dict(modality_checks(subject))["labels"]()
+
+
+def test_every_check_is_public_short_and_says_its_promise():
+    for name, check in CHECKS.items():
+        assert getattr(testing, f"check_{name}") is check
+        assert len(inspect.getsource(check).splitlines()) <= 30
+        assert (check.__doc__ or "").splitlines()[0].endswith(".")
+
+
 def test_every_check_has_a_fault():
     assert {check for check, _, _ in FAULTS.values()} == CHECKS.keys()
 
@@ -222,14 +316,14 @@ def test_every_check_has_a_fault():
 def test_a_fault_is_found_and_the_message_says_what_to_change(fault):
     check, words, make = FAULTS[fault]
     with pytest.raises(CheckFailed, match=words):
-        CHECKS[check](make_subject(make()))
+        dict(modality_checks(subject_of(make())))[check]()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f != "no preset tiny"])
 def test_a_fault_breaks_no_other_promise(fault):
     check, _, make = FAULTS[fault]
-    results = check_modality(make_subject(make()), on_fail="return")
+    results = check_modality(subject_of(make()), on_fail="return")
     assert {r.name: r.message for r in results if not r.ok}.keys() == {check}
 
 

@@ -197,7 +197,7 @@ def test_parameters_that_trade_off_are_refused():
     y = 1.8 + 480 * n ** -0.35 + 2000 * d ** -0.37
     law = fit(table(N=n, D=d, loss=y), CHINCHILLA, {"n": "N", "d": "D"}, "loss")
     assert refused(law, "condition number")
-    assert "vary d at fixed n" in law.mend
+    assert "vary D at fixed N" in law.mend
 
 
 def test_noise_alone_has_no_floor():

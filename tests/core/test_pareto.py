@@ -20,6 +20,7 @@ from deepnarrow.hypervolume import hypervolume
 from deepnarrow.pareto import FRONT_COSTS, joint_fronts
 from deepnarrow.pareto import fronts as table_fronts
 from deepnarrow.records import MetricRow, Record
+from deepnarrow.report.tables import warnings
 from deepnarrow.summary import (
     Quality,
     headline_qualities,
@@ -253,7 +254,7 @@ def test_joint_fronts_hold_all_axes():
     assert front.directions == ("min", "min", "min", "max")
     assert {p.name: p.on_front for p in front.points} == {
         "a": True, "b": True, "c": True, "d": False}
-    assert front.left_out == ("e",)
+    assert front.left_out == {"e": "digits/few_shot@5 is missing"}
     assert front.hypervolume is not None
     several = [dataclasses.replace(r, seed=s, key=f"{r.key}/{s}") for r in records[:4]
                for s in (0, 1)]
@@ -406,7 +407,8 @@ def test_fronts_by_hand():
     front, = fronts(records, costs=["params_non_embedding"])
     assert (front.modality, front.quality, front.direction) == ("vision", "upstream/loss", "min")
     assert [(p.name, p.on_front) for p in front.points] == [("a", True), ("b", True), ("c", False)]
-    assert front.left_out == ("d", "e")
+    assert front.left_out == {"d": "upstream/loss is not finite",
+                              "e": "no finished run (1 diverged)"}
 
 
 def test_fronts_have_a_direction_a_modality_and_every_cost():
@@ -430,7 +432,8 @@ def test_machines_never_share_a_time_axis():
                make("b", 0, step_time=0.2, environment={"device": "cpu", "host": "one"})]
     found = fronts(records, ["step_time_s"])
     assert [(f.machine, [(p.name, p.cost) for p in f.points], f.left_out) for f in found] == [
-        ("cpu on one", [("a", 0.1), ("b", 0.2)], ()), ("tpu on two", [("a", 0.9)], ("b",))]
+        ("cpu on one", [("a", 0.1), ("b", 0.2)], {}), ("tpu on two", [("a", 0.9)], {
+            "b": "step_time_s on tpu on two was not measured: it needs 20 timed training steps"})]
     alone, = fronts(records[::2], ["step_time_s"])
     assert alone.machine == ""
 
@@ -456,3 +459,28 @@ def test_ties_stand_on_the_front_together():
                make("c", params=1.0, loss=3.0)]
     front, = fronts(records, ["params_non_embedding"])
     assert [(p.name, p.on_front) for p in front.points] == [("a", True), ("b", True), ("c", False)]
+
+
+def test_the_average_over_probed_tasks_is_a_quality():
+    both = (probe(0.2), dataclasses.replace(probe(0.4), task="mnist"),
+            dataclasses.replace(probe(0.5), task="mnist", origin="raw"))
+    table = from_records([make("a", metrics=both)])
+    assert table.directions["average/few_shot@5"] == "max"
+    assert table.columns["average/few_shot@5"].tolist() == pytest.approx([0.3])
+    assert "average/few_shot@5" not in table.beside["raw"]  # of one task only
+    one_is_gone = (probe(0.2), dataclasses.replace(probe(None), task="mnist"))
+    assert np.isnan(from_records([make("a", metrics=one_is_gone)]).columns["average/few_shot@5"])
+    assert "average/few_shot@5" not in from_records([make("a", metrics=both[:1])]).columns
+
+
+def test_what_needs_no_pre_training_and_unsteady_costs_stand_beside_a_front():
+    rows = (probe(0.2), dataclasses.replace(probe(0.4), origin="raw"),
+            dataclasses.replace(probe(0.1), origin="untrained"))
+    records = [make("a", seed, step_time=time, metrics=rows)
+               for seed, time in enumerate((0.1, 0.2, 0.15))]
+    front, = fronts(records, ["step_time_s"], ["digits/few_shot@5"])
+    assert front.beside == {"untrained": pytest.approx(0.1), "raw": pytest.approx(0.4)}
+    assert front.cost_spread == pytest.approx(2.0)
+    said = " ".join(warnings([front]))
+    assert "differs up to 2x between trials" in said
+    assert "no shape beats raw inputs" in said

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import itertools
+import json
+import os
 import subprocess
 import sys
 import types
@@ -137,15 +139,15 @@ def test_hook_step_end_and_hook_run_end_are_called_on_every_plugin():
         seen.append(info)
 
     @hookimpl
-    def deepnarrow_run_end(record):
-        seen.append(record)
+    def deepnarrow_run_end(record, info):
+        seen.append((record, info))
 
     module.deepnarrow_step_end = deepnarrow_step_end  # pyright: ignore[reportAttributeAccessIssue]
     module.deepnarrow_run_end = deepnarrow_run_end  # pyright: ignore[reportAttributeAccessIssue]
     registry = load_plugins([], [module])
     registry.hooks.deepnarrow_step_end(info={"step": 1})
-    registry.hooks.deepnarrow_run_end(record={"key": "k"})
-    assert seen == [{"step": 1}, {"key": "k"}]
+    registry.hooks.deepnarrow_run_end(record={"key": "k"}, info={"seed": 0})
+    assert seen == [{"step": 1}, ({"key": "k"}, {"seed": 0})]
 
 
 # --- observers -----------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def test_an_observer_that_fails_is_named_once_and_harms_nobody(install, capsys):
         *install("acme-worse", {"worse": OBSERVER.format(step="info['no']", run="pass")})])
     for step in (1, 2):
         notify(registry, "deepnarrow_step_end", info={"step": step})
-        notify(registry, "deepnarrow_run_end", record={"key": "k"})
+        notify(registry, "deepnarrow_run_end", record={"key": "k"}, info={})
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
@@ -250,6 +252,46 @@ def test_a_broken_plugin_is_contained(install, fault):
     assert expected in str(e.value)
     with pytest.raises(PluginError, match="plugin 'broken' of acme-broken: "):
         load_plugins(points, strict=True)
+
+
+def test_a_plugin_that_hangs_is_named_while_it_does(install, monkeypatch, capsys):
+    monkeypatch.setattr("deepnarrow.plugins.PATIENCE", 0.05)
+    slow = "import time\ntime.sleep(0.4)\n"
+    registry = load_plugins([
+        *install("acme-slow", {"slow": slow + GOOD.format(name="slow")}),
+        *install("acme-quick", {"quick": GOOD.format(name="quick")})])
+    assert set(registry.modalities) == {"slow", "quick"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == ("note: plugin 'slow' of acme-slow has been loading for 0.05 s; if it never "
+                    "ends, press Ctrl-C and uninstall acme-slow")
+
+
+def test_list_works_beside_plugins_that_fail_exit_hang_and_print(tmp_path):
+    """The installed command, in a process of its own, with four bad distributions on its path."""
+    bad = {"fails": "import no_such_module", "exits": "import os, sys\nsys.exit(3)",
+           "hangs": "import time\ntime.sleep(5)", "prints": "print('noise')"}
+    for name, source in bad.items():
+        (tmp_path / f"bad_{name}.py").write_text(source + "\n" + OBSERVER.format(
+            step="pass", run="pass"))
+        info = tmp_path / f"acme_{name}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = bad_{name}\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from deepnarrow.cli import main; sys.exit(main("
+         "sys.argv[1:]))", "list", "--json"], capture_output=True, text=True, timeout=120,
+        check=True, env={**os.environ, "PYTHONPATH": path})
+    plugins = {row["name"]: row for row in json.loads(done.stdout)["plugins"]}
+    assert {name: plugins[name]["error"] for name in bad} == {
+        "fails": "import failed: ModuleNotFoundError: No module named 'no_such_module'",
+        "exits": "import failed: SystemExit: 3", "hangs": None, "prints": None}
+    assert all(plugins[name]["distribution"] == f"acme-{name}" for name in bad)
+    assert all(plugins[name]["version"] == "1.2" for name in bad)
+    assert {"text_t5", "vision_vit"} <= plugins.keys()
+    assert plugins["text_t5"]["registers"]["modalities"] == ["text_t5"]
+    assert "noise" in done.stderr
 
 
 def test_ctrl_c_is_not_contained(install):
@@ -454,14 +496,14 @@ def test_a_module_given_twice_stays_registered(toy, capsys):
 
     @hookimpl
     def deepnarrow_step_end(info):
-        print(info)
+        print(info["step"])
 
     module.deepnarrow_step_end = deepnarrow_step_end  # pyright: ignore[reportAttributeAccessIssue]
     registry = load_plugins([], [module, module])
     assert list(registry.modalities) == ["toy"]
     assert [p.error for p in registry.plugins] == [
         None, None, "its module is already registered, as 'twice'"]
-    notify(registry, "deepnarrow_step_end", info=1)
+    notify(registry, "deepnarrow_step_end", info={"step": 1})
     assert capsys.readouterr() == ("", "1\n")
 
 

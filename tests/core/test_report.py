@@ -33,7 +33,6 @@ from deepnarrow.report import (
     explorer,
     morecharts,
     page,
-    recordsections,
     render,
     sheets,
     text,
@@ -160,7 +159,7 @@ def test_the_report_is_a_page_its_figures_and_its_tables(report):
         "report.html", *(f"{kind}.{end}" for kind in kinds for end in ("png", "svg"))}
     assert {name for name in names if name.endswith(".csv")} == {f"{name}.csv" for name in (
         "shapes", "qualities", "fronts", "matches", "savings", "gains", "regions", "agreement",
-        "laws", "curves", "transfer", "effects", "verdicts", "tau", "metrics",
+        "laws", "worth", "curves", "transfer", "effects", "verdicts", "tau", "metrics",
         "deepnarrow-tests")}
     for kind in kinds:
         image = np.asarray(Image.open(folder / f"{kind}.png").convert("L"))
@@ -255,7 +254,8 @@ def test_all_findings_are_told(report):
                    "Operators by size, best first", "Does the ranking carry over?",
                    "Upstream against downstream", "Spearman's rho", "Scaling laws",
                    "alpha_P,U", "To mend it:", "Who is on the front, how surely", "on its front",
-                   "10× the largest"):
+                   "10× the largest", "Was pre-training worth anything?",
+                   "shapes beat an untrained network of their own in"):
         assert phrase in shown, phrase
 
 
@@ -320,7 +320,9 @@ BARE = [dataclasses.replace(r, metrics=(), curve=()) for r in synthetic(seeds=1)
     (synthetic(status="diverged"), "No finished runs"),
     (BARE, "No transfer was measured"),
     (BARE, "No learning curves were recorded"),
-    (synthetic(seeds=1, costs={}), "Missing where a finite cost or quality is missing: tiny"),
+    (synthetic(seeds=1, costs={}), "params_non_embedding is missing"),
+    (synthetic(seeds=1, costs={"params_non_embedding": 1.0}),
+     "step_time_s was not measured: it needs 20 timed training steps"),
     (synthetic(seeds=1, costs={"params_non_embedding": 0.0}), "Not drawn: up to 6 shapes"),
     ([small(r) for r in synthetic(seeds=1, shape={})], "Pareto-efficient"),
     ([small(synthetic()[0]), *synthetic("b", status="failed")], "No finished runs."),
@@ -553,7 +555,7 @@ def test_terminal_tables_take_names_as_data(name):
         assert name in shown
 
 
-@pytest.mark.parametrize("module", [summary, charts, page, text, sheets, explorer, recordsections])
+@pytest.mark.parametrize("module", [summary, charts, page, text, sheets, explorer])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(module)
     assert results.attempted > 0

@@ -108,6 +108,11 @@ class Page:
         return self.run("performance.getEntriesByType('navigation')[0].loadEventEnd || "
                         "performance.now()") / 1e3
 
+    def busy(self) -> float:
+        """CPU seconds of the page's main thread since it was opened."""
+        found = self.call("Performance.getMetrics")["metrics"]
+        return next(one["value"] for one in found if one["name"] == "TaskDuration")
+
     def run(self, source: str) -> Any:
         """Evaluates JavaScript and returns its value."""
         found = self.call("Runtime.evaluate", expression=source, returnByValue=True,
@@ -192,6 +197,10 @@ def _record(
     metrics = [MetricRow("upstream", "", "loss", "min", final),
                MetricRow("fine_tune", task, "accuracy", "max", right, finetune_seed=0),
                MetricRow("fine_tune", task, "loss", "min", 1.2 - right, finetune_seed=0)]
+    if task == "digits":
+        metrics += [MetricRow("few_shot", task, "accuracy", "max", value, origin, 10, 0)
+                    for origin, value in (("pretrained", right - 0.1), ("untrained", right - 0.3),
+                                          ("raw", 0.95))]
     curve = tuple(CurvePoint("upstream", step, "train/loss", final + 2 * math.exp(-step / 100))
                   for step in range(20, 401, 20))
     return Record(
@@ -221,8 +230,12 @@ def report(tmp_path_factory):
 
 def test_500_runs_open_within_two_seconds_without_a_complaint(page, report):
     page.size(1400)
-    seconds = min(page.open(report) for _ in range(3))
-    assert seconds < 2
+    page.call("Performance.enable", timeDomain="threadTicks")
+    opened = [(page.open(report), page.busy()) for _ in range(3)]
+    page.call("Performance.disable")
+    assert min(busy for _, busy in opened) < 1.5  # seconds of CPU, whatever else the machine does
+    if os.getloadavg()[0] < (os.cpu_count() or 1):
+        assert min(seconds for seconds, _ in opened) < 2
     assert page.run("document.getElementById('explorer').hidden") is False
     assert page.run("document.querySelectorAll('#explorer figure svg').length") == 2
     assert page.run("document.querySelectorAll('#explorer circle.point').length") >= 90
@@ -284,6 +297,24 @@ def test_axes_scales_and_filters(page, report):
     assert "filtered out" in page.run("document.querySelector('#explorer .panels').textContent")
     toggle(page, "#explorer .operators button")
     assert count(page, "#explorer circle.point") == one
+    assert page.complaints() == []
+
+
+def test_raw_inputs_stand_as_a_line_and_what_is_missing_is_named(page, report):
+    page.size(1400)
+    page.open(report)
+    assert count(page, "#explorer path.raw") == 0
+    choose(page, "y", "10-shot probe")
+    assert count(page, "#explorer path.raw") == 1  # of vision alone: nothing was probed in text
+    line, points = page.run("""[
+        document.querySelector('#explorer path.raw').getBoundingClientRect().top,
+        [...document.querySelectorAll('#explorer circle.point')].map(
+            c => c.getBoundingClientRect().top)]""")
+    assert points
+    assert line < min(points)  # 0.95, above every shape
+    captions = page.run("[...document.querySelectorAll('#explorer figcaption')].map("
+                        "c => c.textContent)")
+    assert any("without digits, 10-shot probe accuracy" in caption for caption in captions)
     assert page.complaints() == []
 
 

@@ -304,8 +304,8 @@ def test_the_curve_holds_every_point_that_was_asked_for(program, upstream):
     assert len(result.curve) == len(expected)
     assert {p.stage for p in result.curve} == {"fine_tune"}
     curve = {(p.step, p.name): p.value for p in result.curve}
-    assert [step for step, _ in logged] == [5, 10, 12]
-    assert all(values == {n: curve[step, f"train/{n}"] for n in names} for step, values in logged)
+    assert [step for step, _ in logged] == [4, 5, 8, 10, 12, 12]
+    assert {(step, name): x for step, values in logged for name, x in values.items()} == curve
 
 
 def test_train_points_are_means_over_the_steps_since_the_last(model, upstream):

@@ -13,7 +13,7 @@ from deepnarrow import hookimpl
 from deepnarrow.assemble import make_model
 from deepnarrow.cli import main
 from deepnarrow.config import CheckpointSource, ModalityStudy, StudyConfig, load_config
-from deepnarrow.errors import InputError
+from deepnarrow.errors import InputError, Preempted
 from deepnarrow.foreign import import_checkpoint
 from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol
@@ -271,6 +271,23 @@ def test_transfer_as_json_has_every_value(transfer, tmp_path):
         assert row["mean"] == pytest.approx(np.mean(row["values"]))
         assert row["sd"] == pytest.approx(np.std(row["values"], ddof=1))
     assert transfer("--tasks", "toy_task", *QUICK, *workdir, "--json")[1] == out  # not run again
+
+
+@pytest.mark.parametrize(("workdir", "said"), [
+    ((), "stopped: nothing is kept; with --workdir DIR"),
+    (("--workdir", "w"), "goes on from here")])
+def test_transfer_says_what_is_kept_when_it_is_stopped(transfer, tmp_path, monkeypatch, workdir,
+                                                       said):
+    monkeypatch.chdir(tmp_path)
+
+    def stopped(*_):
+        raise Preempted("transfer in its folder")
+
+    monkeypatch.setattr("deepnarrow.study.train_one", stopped)
+    code, out, err = transfer("--tasks", "toy_task", *QUICK, *workdir)
+    assert (code, out) == (75, "")
+    assert said in err
+    assert ("the same command goes on" in err) == bool(workdir)
 
 
 def test_transfer_takes_the_stages_of_a_config(transfer, tmp_path):

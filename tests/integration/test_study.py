@@ -274,6 +274,59 @@ def test_more_shots_than_a_class_has_are_refused_before_training(tmp_path, regis
         run_study(dataclasses.replace(config, modalities={"toy": study}), tmp_path, registry)
 
 
+def with_protocol(**changes):
+    config = make_config()
+    toys = config.modalities["toy"]
+    study = dataclasses.replace(toys, protocol=dataclasses.replace(toys.protocol, **changes))
+    return dataclasses.replace(config, modalities={"toy": study})
+
+
+def test_a_batch_of_more_than_there_is_is_refused(registry):
+    assert dry_run(with_protocol(batch_size=96), registry)
+    with pytest.raises(InputError, match=r"protocol.batch_size: .*got 97; expected <= 96"):
+        dry_run(with_protocol(batch_size=97), registry)
+    tuned = with_protocol().modalities["toy"].protocol.fine_tune
+    too_many = dataclasses.replace(tuned, batch_size=1000)
+    with pytest.raises(InputError, match=r"fine_tune.batch_size: .*got 1000; expected <= \d+ exa"):
+        dry_run(with_protocol(fine_tune=too_many), registry)
+
+
+def test_a_class_without_training_examples_is_refused(registry, monkeypatch):
+    modality = registry.modality("toy")
+
+    def without_class_1(data_options, options):
+        task = modality.tasks(data_options, options)["toy_task"]
+
+        def examples(split):
+            source = task.examples(split)
+            labels = source.labels()
+            return dataclasses.replace(
+                source, labels=lambda: np.where(labels == 1, 0, labels) if split == "train"
+                else labels)
+
+        return {"toy_task": dataclasses.replace(task, examples=examples)}
+
+    lacking = make_registry(dataclasses.replace(modality, tasks=without_class_1))
+    with pytest.raises(InputError, match=r"task 'toy_task', train: class 1 has no example"):
+        dry_run(with_protocol(few_shot=None), lacking)
+
+
+def test_a_checkpoint_that_does_not_fit_the_task_is_refused_before_training(registry, tmp_path):
+    modality = registry.modality("toy")
+
+    def forgetful(params, source_options, target_options, key):
+        adapted, new = modality.adapt(params, source_options, target_options, key)
+        return {name: value for name, value in adapted.items() if name != "head"}, new
+
+    broken = make_registry(dataclasses.replace(modality, adapt=forgetful))
+    summary = run_study(make_config(shapes=("tiny",), seeds=(0,)), tmp_path, broken)
+    assert summary.counts == {"failed": 1}
+    with Store(tmp_path / "records.sqlite", read_only=True) as store:
+        (record,) = store.records()
+    assert "the adapted checkpoint does not fit the task's model" in str(record.environment)
+    assert record.curve == ()  # nothing was trained
+
+
 def test_a_report_follows_the_records_it_is_of(tmp_path, registry, monkeypatch):
     drawn = []
     monkeypatch.setattr("deepnarrow.report.write_report",

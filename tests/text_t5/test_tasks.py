@@ -248,7 +248,8 @@ def test_custom_splits_hold_each_text_once(tmp_path, vocabulary):
     rows = colour_rows() + [{"text": f" Thing {i}  LOOKS {i * 7}", "colour": "red"}
                             for i in range(400)]
     write_jsonl(tmp_path / "c.jsonl", rows)
-    task = make_tasks(custom_tasks={"c": f"jsonl:{tmp_path / 'c.jsonl'}#text->colour"})["c"]
+    with pytest.warns(UserWarning, match="542 of 800 rows have a text that stands with several"):
+        task = make_tasks(custom_tasks={"c": f"jsonl:{tmp_path / 'c.jsonl'}#text->colour"})["c"]
     texts, total = {}, 0
     for split in ("train", "validation", "test"):
         source = task.examples(split)
@@ -305,7 +306,9 @@ def test_bad_custom_files_are_named(tmp_path, content, line, message):
 
 def test_a_custom_split_without_rows_is_an_error(tmp_path):
     write_jsonl(tmp_path / "two.jsonl", [{"text": "a b", "label": i} for i in range(2)])
-    task = make_tasks(custom_tasks={"two": f"jsonl:{tmp_path / 'two.jsonl'}#text->label"})["two"]
+    line = f"jsonl:{tmp_path / 'two.jsonl'}#text->label"
+    with pytest.warns(UserWarning, match="2 of 2 rows"):
+        task = make_tasks(custom_tasks={"two": line})["two"]
     sizes = {}
     for split in ("train", "validation", "test"):
         try:

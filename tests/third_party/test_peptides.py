@@ -22,8 +22,15 @@ from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol, RunOptions
 from deepnarrow.store import Store
 from deepnarrow.study import run_study
+from deepnarrow.testing import Subject, check_modality
 
 HERE = pathlib.Path(__file__).parent / "deepnarrow_peptides"
+# Checks that compile next to nothing.
+QUICK = ("registration", "imports_without_jax", "content_hash", "loading_is_a_function",
+         "examples_have_one_form", "splits_share_no_example", "labels",
+         "stream_is_one_for_all_hosts", "params_are_counted", "axes", "big_arrays_are_split",
+         "operators_build", "depth_is_layers", "operators_change_what_they_claim",
+         "flops_are_counted", "flops_grow_with_depth", "flops_grow_with_width")
 SHAPES = ("tiny", "small", "tiny-nl8-dm32", "tiny-ff64", "tiny-kv8", "tiny-nh2", "tiny-sh",
           "tiny-skv", "tiny-nl*0.5")
 
@@ -152,4 +159,17 @@ def test_it_is_found_once_installed(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "shape", "peptides", "tiny-nl8-dm32"],
                           env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    code = ("import sys; from deepnarrow.testing import make_subject, modality_checks\n"
+            "for name, check in modality_checks(make_subject('peptides')):\n"
+            "    if name in sys.argv[1:]: check(); print(name)")
+    done = subprocess.run([sys.executable, "-c", code, *QUICK], env=environment,
+                          capture_output=True, text=True, timeout=300, check=False)
+    assert sorted(done.stdout.split()) == sorted(QUICK), done.stderr
     assert main(["shape", "peptides", "tiny"]) == 2  # and is not there without
+
+
+@pytest.mark.slow
+def test_it_keeps_every_promise(registry, modality):
+    subject = Subject(modality, registry.architecture("transformer"), registry)
+    results = check_modality(subject, on_fail="return")
+    assert [(r.name, r.message) for r in results if r.outcome != "passed"] == []

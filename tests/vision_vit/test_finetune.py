@@ -8,6 +8,7 @@ import pytest
 
 from deepnarrow.assemble import make_model
 from deepnarrow.config import resolve_options
+from deepnarrow.errors import InputError
 from deepnarrow.modality import Metric, Source, Task
 from deepnarrow.plugins import registry
 from deepnarrow.protocol import FineTune, OptimizerConfig
@@ -71,5 +72,11 @@ def test_a_higher_resolution_resamples_the_positions(checkpoint, train):
 
 
 def test_images_that_do_not_fit_the_model_are_refused_before_training(checkpoint):
-    with pytest.raises(Exception, match=r"(?i)shape"):
+    with pytest.raises(InputError, match=r"not those .*got 16 x 16 x 1; expected 8 x 8 x 1"):
         program(checkpoint, bars(16))
+
+
+@pytest.mark.parametrize(("name", "value"), [("patch_size", 2), ("pool_type", "tok")])
+def test_what_a_checkpoint_keeps_is_refused_before_training(checkpoint, name, value):
+    with pytest.raises(InputError, match=f"a ViT keeps its {name}"):
+        program(checkpoint, bars(8), options={name: value})

@@ -10,7 +10,9 @@ import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from deepnarrow.cli.output import Output, write
 from deepnarrow.cli.parser import parse
@@ -52,7 +54,25 @@ def _run(arguments: Sequence[str]) -> int:
     except SystemExit as end:  # --help and --version have printed
         return int(end.code or 0)
     # The document is all that a command puts on stdout: what libraries print goes to stderr.
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), _readable_warnings():
         output: Output = command(options)
     write(output, as_json=options.json)
     return output.exit_code
+
+
+@contextlib.contextmanager
+def _readable_warnings() -> Iterator[None]:
+    """Shows what the user is warned of as a line of text, without the line of code it came from."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *rest: Any) -> None:
+        if category is UserWarning:
+            print(shorten(f"warning: {message}", MAX_MESSAGE), file=sys.stderr)
+        else:
+            usual(message, category, *rest)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual

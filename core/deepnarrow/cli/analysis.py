@@ -53,10 +53,12 @@ def load_table(sources: Sequence[str], by: str | None = None) -> Table:
     tables += [from_records(records)] if records else []
     table = concat(tables) if tables else None
     if table is None or not table.done.any():
-        raise InputError(", ".join(f"source '{shorten(source)}'" for source in sources),
-                         "no finished runs",
-                         hint="deepnarrow status WORKDIR says how far a study is; a table needs "
-                              "rows")
+        where = ", ".join(f"source '{shorten(source)}'" for source in sources)
+        if len(files) == len(sources) and not len(table or ()):
+            raise InputError(where, "no finished runs: it has no rows",
+                             hint="add rows below the header, one a shape and training seed")
+        raise InputError(where, "no finished runs",
+                         hint="deepnarrow status WORKDIR says how far a study is")
     return table
 
 
@@ -73,6 +75,9 @@ def _workdir_records(source: str) -> list[Record]:
     from deepnarrow.study import STORE_FILE, planned_keys
 
     path = Path(source) / STORE_FILE
+    if not Path(source).exists():
+        raise InputError(f"source '{shorten(source)}'", "does not exist",
+                         expected="a study's workdir, or a CSV or Parquet file")
     if not path.is_file():
         raise InputError(f"source '{source}'", "is no study's workdir",
                          expected=f"a folder with {STORE_FILE}, or a CSV or Parquet file",
@@ -96,9 +101,13 @@ def pareto(options: argparse.Namespace) -> Output:
         if direction == "max":
             raise InputError("--cost", "a cost is better where it is less", got=f"{name}:max",
                              expected=f"{name}:min")
+    _refuse_repeats(costs, qualities)
     table = load_table(options.sources)
     names = [name for name, _ in costs] or default_costs(table)
     chosen = qualities or default_qualities(table)
+    if options.chip is not None:
+        table, predicted = _predicted(table, options.sources, options.chip)
+        names.append(predicted)
     if options.joint:
         joint = joint_fronts(table, names, chosen)
         return Output({"fronts": [dataclasses.asdict(front) for front in joint]},
@@ -119,6 +128,27 @@ def pareto(options: argparse.Namespace) -> Output:
         claims.show_agreements(console, agreed)
 
     return Output(document, show)
+
+
+def _refuse_repeats(
+    costs: Sequence[tuple[str, str | None]], qualities: Sequence[tuple[str, str | None]]
+) -> None:
+    flags = [("--cost", name) for name, _ in costs] + [("--quality", name) for name, _ in qualities]
+    seen: dict[str, str] = {}
+    for flag, name in flags:
+        if name in seen:
+            raise InputError(flag, "is given twice" if seen[name] == flag else
+                             "is a cost already", got=shorten(name), hint="leave one out")
+        seen[name] = flag
+
+
+def _predicted(table: Table, sources: Sequence[str], chip: str) -> tuple[Table, str]:
+    from deepnarrow.hardware import chip_named
+    from deepnarrow.plugins import registry
+    from deepnarrow.predicted import with_predicted
+
+    records = load_records([source for source in sources if not Path(source).is_file()])
+    return with_predicted(table, records, chip_named(chip), registry())
 
 
 def axis(flag: str, text: str) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ def run(options: argparse.Namespace) -> Output:
     """Runs every check of the kit on one modality."""
     from deepnarrow.environment import enable_compilation_cache
     from deepnarrow.settings import Report, parse_settings
-    from deepnarrow.testing import check_modality, make_subject
+    from deepnarrow.testing import check_modality, fake_devices, make_subject
 
     report = Report("")
     data: dict[str, Any] = {}
@@ -34,17 +35,26 @@ def run(options: argparse.Namespace) -> Output:
     subject = make_subject(options.modality, options.architecture, data)
     subject.data_options  # noqa: B018 - bad settings are an error of the user's, not a failed check
     enable_compilation_cache()
-    results = check_modality(subject, on_fail="return", on_result=_say)
+    fake_devices()
+    numbers = itertools.count(1)
+    results = check_modality(subject, on_fail="return",
+                             on_result=lambda result: _say(next(numbers), result))
     failed = [result for result in results if not result.ok]
+    if subject.left_out:
+        print(f"note: {len(subject.left_out)} tasks are not checked, for want of their data: "
+              f"{', '.join(subject.left_out)}; --set gives it", file=sys.stderr)
     document = {"modality": options.modality, "ok": not failed,
+                "left_out": dict(subject.left_out),
                 "checks": [dataclasses.asdict(result) for result in results]}
     return Output(document, lambda console: _show(console, results),
                   EXIT_FAILED if failed else 0)
 
 
-def _say(result: CheckResult) -> None:
-    print(f"{result.outcome:>10}  {result.seconds:6.1f} s  {result.name}", file=sys.stderr,
-          flush=True)
+def _say(number: int, result: CheckResult) -> None:
+    from deepnarrow.testing import CHECKS
+
+    print(f"{number:>3}/{len(CHECKS)} {result.outcome:>10} {result.seconds:6.1f} s  {result.name}",
+          file=sys.stderr, flush=True)
 
 
 def _show(console: Console, results: list[CheckResult]) -> None:

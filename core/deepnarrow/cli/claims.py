@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepnarrow.cli.output import table
 from deepnarrow.errors import shorten
-from deepnarrow.report.text import interval
+from deepnarrow.report.text import interval, ratio
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +57,7 @@ def show(console: Console, made: Sequence[Claims]) -> None:
             console.print(table(
                 ["shape", "baseline", "of its cost:", "quality minus baseline's:", "verdict",
                  "seeds needed:"],
-                [(m.shape, m.baseline, f"{m.cost_ratio:.0%}", interval(m.difference), m.verdict,
+                [(m.shape, m.baseline, ratio(m.cost_ratio), interval(m.difference), m.verdict,
                   m.seeds_needed) for m in one.matches[:60]], f"Claims, {where}"))
         if one.savings:
             console.print(table(

@@ -12,7 +12,7 @@ from deepnarrow.cli.analysis import axis, load_table
 from deepnarrow.cli.output import Output, table
 from deepnarrow.cli.parser import number
 from deepnarrow.errors import InputError, shorten
-from deepnarrow.report.text import interval
+from deepnarrow.report.text import interval, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,7 +158,7 @@ def _show(console: Console, made: Comparison, beside: Comparison | None) -> None
                 f"{len(made.left_out.get(domain, ()))} without finite cost or quality"]
         console.print(f"not compared in {shorten(domain)}: {', '.join(what)}", markup=False)
     if made.non_finite:
-        console.print(f"{made.non_finite} values were not finite and are left out", markup=False)
+        console.print(f"{plural(made.non_finite, 'value')} not finite, left out", markup=False)
 
 
 def _show_tau(console: Console, made: Comparison) -> None:

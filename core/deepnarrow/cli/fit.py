@@ -71,8 +71,10 @@ def _inputs(form: LawForm, given: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _show(console: Console, law: Law) -> None:
+    from deepnarrow.report.text import plural
+
     source = ", ".join(f"{name} = {shorten(column)}" for name, column in law.inputs.items())
-    title = f"{law.form}: {shorten(law.y)} against {source}, {law.sizes} sizes"
+    title = f"{law.form}: {shorten(law.y)} against {source}, {law.sizes} points"
     rows = [(name, _number(one.estimate), _number(one.low), _number(one.high), one.method)
             for name, one in law.params.items()]
     if law.alpha is not None:
@@ -95,7 +97,7 @@ def _show(console: Console, law: Law) -> None:
     for flag in law.flags:
         console.print(f"note: {flag}", markup=False)
     if law.non_finite:
-        console.print(f"{law.non_finite} values were not finite and are left out", markup=False)
+        console.print(f"{plural(law.non_finite, 'value')} not finite, left out", markup=False)
 
 
 def _number(value: float | None) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Row = dict[str, Any]
+NAMED = 4  # names of one kind that are shown beside a plugin; of more, their number
 
 
 def run(options: argparse.Namespace) -> Output:
@@ -43,9 +44,15 @@ def _show(console: Console, kind: str | None, rows: dict[str, list[Row]]) -> Non
     names = [(name, ", ".join(_name(row) for row in found) or "(none)")
              for name, found in rows.items() if name != "plugins"]
     console.print(table(["kind", "registered"], names))
-    plugins = [(row["name"], row["distribution"], row["version"], row["error"] or "available")
-               for row in rows["plugins"]]
-    console.print(table(["plugin", "distribution", "version", "state"], plugins))
+    plugins = [(row["name"], row["distribution"], row["version"], _registers(row["registers"]),
+                row["error"] or "available") for row in rows["plugins"]]
+    console.print(table(["plugin", "distribution", "version", "registers", "state"], plugins))
+
+
+def _registers(names: dict[str, list[str]]) -> str:
+    """What one plugin brings, the many in short: `modalities text_t5; shape_ops 10`."""
+    return "; ".join(f"{kind} {', '.join(found) if len(found) <= NAMED else len(found)}"
+                     for kind, found in names.items())
 
 
 def _name(row: Row) -> str:

@@ -293,10 +293,10 @@ def _pareto(parser: Parser) -> None:
                         "params_non_embedding, flops_forward_per_example, step_time_s)")
     parser.add_argument("--quality", metavar="NAME[:min|max]", action="append", default=[],
                         help="a quality, e.g. upstream/loss; several may be given (default: all)")
+    parser.add_argument("--chip", metavar="NAME", action=Once, help="also by a step's time as a "
+                        "roofline predicts it on one v5e, h100, ... (of studies only)")
     parser.add_argument("--joint", action="store_true",
                         help="one front over all costs and qualities together")
-
-
     parser.add_argument("--claims", action="store_true", help="what the fronts say: matches, "
                         "savings at equal quality, gains of operators, where depth stops paying")
     parser.add_argument("--margin", metavar="VALUE", action=Once, default="0.01",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.cli.output import Output, table
-from deepnarrow.errors import InputError, shorten, suggest
+from deepnarrow.errors import InputError, Preempted, shorten, suggest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +59,11 @@ def _workdir(given: str | None) -> Iterator[str]:
         yield given
         return
     with tempfile.TemporaryDirectory(prefix="deepnarrow-transfer-") as made:
-        yield made
+        try:
+            yield made
+        except Preempted as stop:  # what it has saved goes with the folder
+            raise KeyboardInterrupt("nothing is kept; with --workdir DIR the same command would go "
+                                    "on from here") from stop
 
 
 def transfer_config(

@@ -134,7 +134,7 @@ def _softmax(scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax
 def _softmax_forward(
     scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    weights = _softmax(scores, mask, dtype)
+    weights: jax.Array = _softmax(scores, mask, dtype)
     return weights, weights
 
 

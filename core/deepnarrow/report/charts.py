@@ -29,6 +29,7 @@ CHARACTER = 5.6  # pixels, mean width at the labels' size
 INK, MUTED, GRID, BLUE = "#1f2933", "#5f6b7a", "#e4e8ed", "#0072B2"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ([1, 0], [6, 3], [2, 2])
+WARN, RAW = "#a34700", "raw inputs"
 COST_AXES = {
     "params_non_embedding": "Non-embedding parameters",
     "flops_forward_per_example": "Forward FLOPs per example",
@@ -55,7 +56,8 @@ def front_chart(front: Front) -> Spec:
              "high": p.quality_mean + (p.quality_sd or 0),
              "front": p.on_front, "says": _describe(front, p)} for p in points]
     x_domain = log_domain([row["x"] for row in rows])
-    y_domain = linear_domain([row[end] for row in rows for end in ("low", "high")])
+    raw = [front.beside["raw"]] if "raw" in front.beside else []
+    y_domain = linear_domain([row[end] for row in rows for end in ("low", "high")] + raw)
     x = {"field": "x", "type": "quantitative", "title": _cost_title(front),
          "scale": {"type": "log", "domain": x_domain, "nice": False},
          "axis": {"values": log_ticks(*x_domain), "format": ".3~s",
@@ -64,7 +66,18 @@ def front_chart(front: Front) -> Spec:
          "scale": {"domain": y_domain, "nice": False, "zero": False},
          "axis": {"tickCount": 5, "format": "~g"}}
     return {"width": FRONT_SIZE[0], "height": FRONT_SIZE[1],
-            "layer": _front_layers(rows, _labels(rows, x_domain, y_domain), x, y)}
+            "layer": [*_raw_layers(raw, y), *_front_layers(
+                rows, _labels(rows, x_domain, y_domain, raw), x, y)]}
+
+
+def _raw_layers(raw: Sequence[float], y: Spec) -> list[Spec]:
+    """A line where raw inputs are: below it features are worse than none."""
+    data = {"data": {"values": [{"y": value, "label": RAW} for value in raw]}}
+    return [{**data, "mark": {"type": "rule", "color": WARN, "strokeDash": [5, 3]},
+             "encoding": {"y": y}},
+            {**data, "mark": {"type": "text", "align": "right", "x": FRONT_SIZE[0] - 3, "dy": -6,
+                              "fontSize": 9, "color": WARN},
+             "encoding": {"y": y, "text": {"field": "label", "type": "nominal"}}}] if raw else []
 
 
 def _front_layers(
@@ -94,7 +107,8 @@ def _front_layers(
 
 
 def _labels(
-    rows: Sequence[Mapping[str, Any]], x_domain: Sequence[float], y_domain: Sequence[float]
+    rows: Sequence[Mapping[str, Any]], x_domain: Sequence[float], y_domain: Sequence[float],
+    raw: Sequence[float],
 ) -> dict[int, dict[str, Any]]:
     """Labels for shapes on the front first, for the others where there are few."""
     def pixel(x: float, y: float) -> tuple[float, float]:
@@ -108,6 +122,9 @@ def _labels(
     reach = [(bottom - top) / 2 for _, top, _, bottom in lines]
     for (x, y), (next_x, next_y) in itertools.pairwise(points[i] for i in front):
         lines += [(x, y, next_x, y), (next_x, min(y, next_y), next_x, max(y, next_y))]
+    height = [(1 - _place(value, *y_domain)) * FRONT_SIZE[1] for value in raw]
+    lines += [(0, y, FRONT_SIZE[0], y) for y in height]
+    lines += [(FRONT_SIZE[0] - len(RAW) * CHARACTER, y - 12, FRONT_SIZE[0], y) for y in height]
     names = {i: text.plain(rows[i]["name"], LABEL_LIMIT) for i in front + others}
     return place_labels(points, names, FRONT_SIZE, reach, lines)
 

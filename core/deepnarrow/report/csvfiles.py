@@ -37,7 +37,8 @@ def of(
                 results.matches, results.savings, results.gains, results.depth_limits,
                 results.rungs, results.steps)),
             results.agreement(domain.agreements, name), results.inversions(domain.agreements, name),
-            results.laws(domain.laws, name), *_measured(name, measured),
+            results.laws(domain.laws, name), results.worth(domain.worths, name),
+            *_measured(name, measured),
         ):
             sheets.setdefault(sheet.name, []).append(sheet)
     for make in (results.effects, results.verdicts, results.taus, results.deep_tests):

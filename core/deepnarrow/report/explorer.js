@@ -87,12 +87,18 @@ function scale(values, from, to, log) {
 // --- what is shown ------------------------------------------------------------------------------
 function chosen(domain) {
   const points = [];
-  let hidden = 0, missing = 0;
+  let hidden = 0;
+  const missing = new Map(); // by axis: shapes without a value there
   for (const shape of domain.shapes) {
     if (!state.operators.has(shape.operator)) { hidden++; continue; }
     const x = shape.values[state.x], y = shape.values[state.y];
-    const usable = x && y && !(state.xLog && x[0] <= 0) && !(state.yLog && y[0] <= 0);
-    if (!usable) { missing++; continue; }
+    const bad = [];
+    for (const [value, log, axis] of [[x, state.xLog, state.x], [y, state.yLog, state.y]]) {
+      if (!value) bad.push("without " + data.axes[axis].title);
+      else if (log && value[0] <= 0) bad.push("not above 0 in " + data.axes[axis].title);
+    }
+    for (const words of bad) missing.set(words, (missing.get(words) || 0) + 1);
+    if (bad.length) continue;
     points.push({ shape, x: x[0], y: y[0], sd: y[1], seeds: y[2], front: false });
   }
   points.sort((a, b) => a.x - b.x || a.y - b.y || (a.shape.name < b.shape.name ? -1 : 1));
@@ -134,7 +140,7 @@ function panel(domain, figure) {
   const found = chosen(domain);
   const counts = [found.points.length + " shapes"];
   if (found.hidden) counts.push(found.hidden + " filtered out");
-  if (found.missing) counts.push(found.missing + " without a value to draw");
+  for (const [words, n] of found.missing) counts.push(n + " " + words);
   caption.append(make("span", { class: "sub" }, counts.join(", ")));
   const chart = { domain, points: found.points, selected: -1, svg: null, mark: null };
   if (!found.points.length) {
@@ -150,9 +156,12 @@ function panel(domain, figure) {
     const low = p.y - (p.sd || 0);
     return [state.yLog && low <= 0 ? p.y : low, p.y + (p.sd || 0)];
   });
+  const raw = domain.raw[state.y];
+  if (raw !== undefined && !(state.yLog && raw <= 0)) ends.push(raw);
   const x = scale(found.points.map(p => p.x), LEFT, width - RIGHT, state.xLog);
   const y = scale(ends, HEIGHT - BOTTOM, TOP, state.yLog);
   axes(svg, x, y, width, xAxis, yAxis);
+  if (raw !== undefined && ends.includes(raw)) rawLine(svg, y.place(raw), width);
   for (const p of found.points) { p.px = x.place(p.x); p.py = y.place(p.y); }
   frontLine(svg, found.points.filter(p => p.front));
   for (const p of found.points) if (p.sd) {
@@ -194,6 +203,12 @@ function axes(svg, x, y, width, xAxis, yAxis) {
   draw("text", { class: "title", "text-anchor": "middle",
     transform: `translate(13 ${(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)` }, svg,
     short(yAxis, HEIGHT - TOP - BOTTOM));
+}
+
+// Below it, features are worse than the inputs themselves.
+function rawLine(svg, place, width) {
+  draw("path", { class: "raw", d: `M${LEFT} ${place}H${width - RIGHT}` }, svg);
+  draw("text", { class: "raw", x: width - RIGHT - 3, y: place - 5, "text-anchor": "end" }, svg, "raw inputs");
 }
 
 function frontLine(svg, front) {

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deepnarrow.pareto import FRONT_COSTS, cost_axes
+from deepnarrow.pareto import FRONT_COSTS, cost_axes, quality_beside
 from deepnarrow.report import text
 from deepnarrow.report.findings import Domain
 from deepnarrow.report.sheets import Sources
@@ -70,8 +70,15 @@ def data(domains: Sequence[Domain], sources: Sources, anchors: Mapping[str, str]
     values = {domain.name: _values(domain.table, axes) for domain in domains}
     place = {name: i for i, name in enumerate(axes)}
     return {"axes": list(axes.values()), "domains": [
-        {"name": text.plain(domain.name), "shapes": _shapes(
+        {"name": text.plain(domain.name), "raw": _raw(domain.table, place), "shapes": _shapes(
             domain, values[domain.name], place, sources, anchors)} for domain in domains]}
+
+
+def _raw(table: Table, place: Mapping[str, int]) -> dict[int, float]:
+    """By axis: what raw inputs get."""
+    means = {name: quality_beside(table, name).get("raw") for name in table.qualities}
+    return {place[name]: mean for name, mean in means.items()
+            if mean is not None and name in place}
 
 
 Cells = dict[str, list[Any] | None]  # by axis: mean, sd, seeds
@@ -82,8 +89,8 @@ def _values(table: Table, axes: dict[str, dict[str, str]]) -> dict[str, Cells]:
     shapes = shapes_of(table)
     found: dict[str, Cells] = {name: {} for name in shapes.names}
     for cost in sorted(table.costs, key=lambda name: name not in FRONT_COSTS):
-        for machine, mean in cost_axes(table, shapes, cost):
-            name = f"{cost} on {machine}" if machine else cost
+        for axis in cost_axes(table, shapes, cost):
+            name, machine, mean = axis.label, axis.machine, axis.values
             if len(np.unique(mean[np.isfinite(mean)])) < 2:
                 continue  # a cost on which all agree decides nothing
             title = text.cost_title(cost) + (f", {text.plain(machine, 40)}" if machine else "")
@@ -105,7 +112,7 @@ def _values(table: Table, axes: dict[str, dict[str, str]]) -> dict[str, Cells]:
 
 
 def _unit(cost: str) -> str:
-    if cost == STEP_TIME:
+    if cost.startswith(STEP_TIME):
         return "s"
     return "B" if cost == "peak_bytes" else "params" if cost.startswith("params") else ""
 

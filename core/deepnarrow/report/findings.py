@@ -20,8 +20,9 @@ from deepnarrow.lawforms import CHINCHILLA, POWER, POWER_FLOOR, SHAPE
 from deepnarrow.laws import Law, fit
 from deepnarrow.operators import operators_of
 from deepnarrow.pareto import FRONT_COSTS, Front, fronts
-from deepnarrow.summary import STEP_TIME, headline_qualities
+from deepnarrow.summary import TIMES, headline_qualities
 from deepnarrow.table import Table, domains, select
+from deepnarrow.worth import Worth, worths
 
 UPSTREAM = "upstream/loss"
 BESIDE = "params_total"  # a table of embeddings shrinks with d_model, so the total is shown too
@@ -42,6 +43,7 @@ class Domain:
       claims: of the same planes.
       agreements: upstream against every other quality.
       laws: of every quality, refused ones too.
+      worths: of the qualities that were measured without pre-training as well.
       operators: by shape; "" for the reference family.
       problems: what an analysis refused, and why.
     """
@@ -53,6 +55,7 @@ class Domain:
     claims: tuple[Claims, ...]
     agreements: tuple[Agreement, ...]
     laws: tuple[Law, ...]
+    worths: tuple[Worth, ...]
     operators: Mapping[str, str]
     problems: tuple[str, ...]
 
@@ -89,11 +92,11 @@ def _domain(table: Table, name: str) -> Domain:
             problems[f"claims by {front.cost}: {error}"] = None
             continue
         claims += [one] if one is not None else []
-    laws, refused = _laws(mine, [cost for cost in costs if cost != STEP_TIME], qualities)
+    laws, refused = _laws(mine, [cost for cost in costs if cost not in TIMES], qualities)
     problems |= dict.fromkeys(refused)
     agreed = tuple(upstream_agreements(mine, qualities))
-    return Domain(name, mine, qualities, made, tuple(claims), agreed, laws, operators_of(mine),
-                  tuple(problems))
+    return Domain(name, mine, qualities, made, tuple(claims), agreed, laws,
+                  tuple(worths(mine, qualities)), operators_of(mine), tuple(problems))
 
 
 def _measured(table: Table, quality: str) -> bool:

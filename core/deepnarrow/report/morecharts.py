@@ -108,7 +108,10 @@ def _line_layers(line: list[dict[str, Any]], law: Law, x: Spec, y: Spec) -> list
 
 
 def _law_title(law: Law) -> Spec:
-    words = f"{law.form}, exponent {text.interval(law.params['exponent'], '{:.3f}')}"
+    exponent = law.params["exponent"]
+    words = f"{law.form}, exponent {text.interval(exponent, '{:.3f}')}"
+    if (exponent.low or 0.0) <= 0 <= (exponent.high or 0.0):
+        words += ": no trend shown"
     return {"text": words, "fontSize": 11, "fontWeight": "normal", "anchor": "start", "offset": 6}
 
 

@@ -24,7 +24,7 @@ from deepnarrow.report import (
     sections,
 )
 from deepnarrow.report.findings import Domain, Findings, find
-from deepnarrow.report.recordsections import MAX_ROWS, plural
+from deepnarrow.report.recordsections import MAX_ROWS
 from deepnarrow.report.sheets import Source, Sources
 from deepnarrow.report.tables import (
     Counts,
@@ -34,7 +34,7 @@ from deepnarrow.report.tables import (
     mean_curves,
     transfer_tables,
 )
-from deepnarrow.report.text import escape
+from deepnarrow.report.text import escape, plural
 from deepnarrow.summary import machine, shape_table
 from deepnarrow.table import Table, concat, from_records, select, shapes_of
 
@@ -249,7 +249,8 @@ def _chapter(chapter: Chapter, content: Content) -> str:
              sections.agreement(domain, sources), sections.laws(domain, sources)]
     if chapter.transfer or chapter.curves or content.trials:
         parts += ["<h3>Learning curves</h3>", recordsections.curves(chapter.curves),
-                  "<h3>Transfer</h3>", *recordsections.transfer(chapter.transfer)]
+                  "<h3>Transfer</h3>", sections.worth(domain, sources),
+                  *recordsections.transfer(chapter.transfer)]
     parts += ["<h3>Shapes</h3>", recordsections.shapes(domain, sources, content.anchors),
               sections.problems(domain.problems), "</section>"]
     return "".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -13,23 +14,15 @@ from deepnarrow.records import Record
 from deepnarrow.report import charts, render, text
 from deepnarrow.report.findings import Domain
 from deepnarrow.report.sheets import Sources, table
-from deepnarrow.report.tables import BASELINES, Curve, TransferTable
+from deepnarrow.report.tables import Curve, TransferTable
 from deepnarrow.report.text import escape
 from deepnarrow.summary import STEP_TIME, Quality, machine
 from deepnarrow.table import SeedValues, Table, mean_by_shape, seed_values, shapes_of
 
 MAX_ROWS = 500  # of a table on the page
+MAX_COLUMNS = 6  # of a table of transfer
 MAX_TRIALS = 8  # of a shape, named in its row
 FIELDS = ("d_model", "d_ff", "num_heads", "d_kv")
-
-
-def plural(number: int, noun: str) -> str:
-    """A number of things.
-
-    >>> plural(1, "row"), plural(1200, "row")
-    ('1 row', '1,200 rows')
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def sub(value: str) -> str:
@@ -50,7 +43,7 @@ def curves(found: Mapping[str, Sequence[Curve]]) -> str:
         svg = render.to_svg(charts.curve_chart(mine, name), f"Learning curves: {name}")
         figures.append(f"<figure>{svg}</figure>")
         hidden = max(hidden, len(mine) - len(charts.drawn_curves(mine)))
-    note = (f'<p class="note">{plural(hidden, "shape")} that end higher are not drawn.</p>'
+    note = (f'<p class="note">{text.plural(hidden, "shape")} that end higher are not drawn.</p>'
             if hidden else "")
     return f'<div class="curves">{"".join(figures)}</div>{note}'
 
@@ -61,43 +54,27 @@ def transfer(found: Sequence[TransferTable]) -> list[str]:
     parts = ["<p>Means over training seeds, each the mean of its own shot or fine-tuning seeds. "
              "Untrained: the same shape with random parameters.</p>"]
     for one in found:
-        head = ["Shape", *(text.stage_title(column) for column in one.columns)]
-        rows = [[escape(label, 60), *(_pair(*cell) for cell in cells)]
-                for label, cells in one.rows]
-        rows += [[f"<i>{name}</i>", *(text.quality(value) for value in values)]
-                 for name, values in one.baselines]
-        shown = _numbers(head, rows, one.task)
-        parts.append(f"<h4>{escape(one.task)}</h4>{shown}{_verdict(one)}")
+        parts.append(f"<h4>{escape(one.task)}</h4>")
+        parts += [_transfer_table(one, places) for places in _columns(one.columns)]
     return parts
 
 
-def _verdict(one_task: TransferTable) -> str:
-    """Says in words whether pre-training helped the probe, comparison by comparison.
+def _columns(names: Sequence[str]) -> list[list[int]]:
+    """Places of the columns, one table if they are few, else one for every stage and metric."""
+    if len(names) <= MAX_COLUMNS:
+        return [list(range(len(names)))]
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        groups.setdefault(re.sub("@[0-9]+", "", name), []).append(i)
+    return list(groups.values())
 
-    A comparison (one shape, one number of shots) counts where the means differ by more than both
-    standard deviations over training seeds.
-    """
-    pairs = [(one, other) for _, cells in one_task.rows for one, other in cells
-             if one and other and one.mean is not None and other.mean is not None]
-    if not pairs:
-        return ""
-    gains = [(one.mean or 0.0) - (other.mean or 0.0) for one, other in pairs]
-    spreads = [max(one.sd or 0.0, other.sd or 0.0) for one, other in pairs]
-    better = sum(gain > spread for gain, spread in zip(gains, spreads, strict=True))
-    worse = sum(-gain > spread for gain, spread in zip(gains, spreads, strict=True))
-    trained, untrained = (
-        text.quality(math.fsum(side[i].mean or 0.0 for side in pairs) / len(pairs)) for i in (0, 1))
-    raw = [value for name, values in one_task.baselines if name == BASELINES["raw"]
-           for value, (_, column) in zip(values, enumerate(one_task.columns), strict=True)
-           if value is not None and column.startswith("few_shot")]
-    words = (f"In {better} of {len(pairs)} comparisons (shapes x shots) pre-trained features beat "
-             f"those of an untrained network by more than the spread over training seeds, in "
-             f"{worse} they lose; on average {trained} against {untrained}")
-    words += f", raw inputs {text.quality(math.fsum(raw) / len(raw))}." if raw else "."
-    if better <= len(pairs) / 2:
-        words += (" This budget is too small for the probe to show that pre-training is worth "
-                  "anything.")
-    return f"<p>{words}</p>"
+
+def _transfer_table(one: TransferTable, places: Sequence[int]) -> str:
+    head = ["Shape", *(text.stage_title(one.columns[i]) for i in places)]
+    rows = [[escape(label, 60), *(_pair(*cells[i]) for i in places)] for label, cells in one.rows]
+    rows += [[f"<i>{name}</i>", *(text.quality(values[i]) for i in places)]
+             for name, values in one.baselines if any(values[i] is not None for i in places)]
+    return _numbers(head, rows, one.task)
 
 
 def _pair(pretrained: Quality | None, untrained: Quality | None) -> str:
@@ -137,7 +114,7 @@ def shapes(domain: Domain, sources: Sources, anchors: Mapping[str, str]) -> str:
     head = ["Shape", "Operator", *columns, "Trials"]
     right = [False, False, *(True for _ in columns), False]
     hidden = len(found.names) - len(cells)
-    more = (f'<p class="note">{plural(hidden, "more row")} not shown; shapes.csv holds them.</p>'
+    more = (f'<p class="note">{text.plural(hidden, "more row")} not shown; shapes.csv has them.</p>'
             if hidden else "")
     return table(head, cells, right, label="shapes", ids=ids) + more
 
@@ -205,7 +182,7 @@ def runs(trials: Sequence[Record], anchors: Mapping[str, str]) -> str:
         return '<section><h2>Runs</h2><p class="empty">No runs.</p></section>'
     right = [False] * 4 + [True] * (len(upstream) + len(costs)) + [False, False]
     hidden = len(trials) - len(rows)
-    more = (f'<p class="note">{plural(hidden, "more row")} not shown; metrics.csv holds them.</p>'
+    more = (f'<p class="note">{text.plural(hidden, "more row")} not shown; metrics.csv has.</p>'
             if hidden else "")
     ids = [anchors[trial.key] for trial in trials[:MAX_ROWS]]
     return ("<section><h2>Runs</h2>" + table(head, rows, right, label="runs", ids=ids) + more

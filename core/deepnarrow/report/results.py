@@ -17,10 +17,11 @@ from deepnarrow.pareto import Front
 from deepnarrow.report import text
 from deepnarrow.report.findings import Domain
 from deepnarrow.report.sheets import Column, Sheet
-from deepnarrow.report.tables import Curve, TransferTable
+from deepnarrow.report.tables import Curve, TransferTable, beyond
 from deepnarrow.shape import FIELD_LIMITS
 from deepnarrow.summary import Quality
 from deepnarrow.table import mean_by_shape, seed_values, shapes_of
+from deepnarrow.worth import Worth
 
 MAX_SHOWN = 12  # rows of a table of claims on the page
 Rows = list[tuple[Any, ...]]
@@ -151,8 +152,8 @@ def members(group: Sequence[Front], domain: str) -> Sheet:
             cells += [None, None] if point is None else [point.cost, _membership(point)]
         rows.append(tuple(cells))
     note = ("Every shape that is on a front of the means (●), or on that of the true means with a "
-            "probability of 5% or more. No percentage: one training seed, so the noise is not "
-            "known.")
+            "probability of 5% or more. The cheapest shape always is. No percentage: one training "
+            "seed, so the noise is not known.")
     return Sheet("fronts", domain, tuple(columns), tuple(rows), "Who is on the front", note,
                  tuple(range(min(len(rows), 3 * MAX_SHOWN))))
 
@@ -162,11 +163,64 @@ def _membership(point: Any) -> str:
     return f"● {share}".strip() if point.on_front else share or "–"
 
 
+def worth_by_quality(found: Sequence[Worth]) -> Sheet:
+    """What each quality loses between raw inputs and the pre-trained model, and where."""
+    columns = (QUALITY, Column("pretrained", "Pre-trained", "number", text.quality),
+               Column("untrained", "Untrained", "number", text.quality),
+               Column("raw", "Raw inputs", "number", text.quality),
+               Column("lost", "Untrained minus raw", "number", signed),
+               Column("won", "Pre-trained minus untrained", "number", signed),
+               Column("shapes", "Shapes that beat untrained", "number"),
+               Column("over_raw", "that beat raw", "number"),
+               Column("alike", "Order as untrained, tau", "interval",
+                      lambda one: text.interval(one, "{:.2f}")))
+    rows = tuple((
+        one.quality, one.pretrained, one.untrained, one.raw, _lead(one, one.untrained, one.raw),
+        _lead(one, one.pretrained, one.untrained),
+        _beaten([shape.over_untrained for shape in one.shapes]),
+        _beaten([shape.over_raw for shape in one.shapes]), one.alike) for one in found)
+    return Sheet(
+        "worth", "", columns, rows, "",
+        "Means over shapes; differences are better where positive, taken within a training seed; "
+        "'3 (1) of 6': three shapes are better beyond noise (90%) and one is worse. Untrained "
+        "minus raw is what the network itself loses: a probe sees its few pooled numbers instead "
+        "of the inputs. The records do not say whether longer pre-training, wider features or "
+        "another probe would win it back.")
+
+
+def signed(value: float) -> str:
+    """A difference to three digits, with its sign."""
+    return f"{value:+.3g}"
+
+
+def _lead(one: Worth, better: float | None, worse: float | None) -> float | None:
+    if better is None or worse is None:
+        return None
+    return (better - worse) * (1 if one.direction == "max" else -1)
+
+
+def _beaten(found: Sequence[Interval | None]) -> str | None:
+    known = beyond(found)
+    return None if known is None else f"{known[0]} ({known[1]}) of {known[2]}"
+
+
+def worth(found: Sequence[Worth], domain: str) -> Sheet:
+    """Every shape beside an untrained network of its own, and beside the raw inputs."""
+    columns = (QUALITY, SHAPE, Column("pretrained", "Pre-trained", "number", text.quality),
+               Column("over_untrained", "over its untrained network", "interval", lead),
+               Column("over_raw", "over raw inputs", "interval", lead))
+    rows = [(one.quality, shape.name, shape.pretrained, shape.over_untrained, shape.over_raw)
+            for one in found for shape in one.shapes]
+    return Sheet("worth", domain, columns, tuple(rows), "",
+                 "Better is positive; 90% intervals of differences within a training seed.",
+                 _first(rows, 3 * MAX_SHOWN))
+
+
 # --- claims --------------------------------------------------------------------------------------
 def matches(claims: Sequence[Claims], domain: str) -> Sheet:
     """A shape against a baseline that costs more."""
     columns = (QUALITY, COST, SHAPE, Column("baseline", "Baseline", "shape"),
-               Column("cost_ratio", "of its cost", "number", percent),
+               Column("cost_ratio", "of its cost", "number", text.ratio),
                Column("difference", "Quality minus baseline's", "interval", lead),
                Column("verdict", "Verdict"), Column("seeds_needed", "Seeds to decide", "number"))
     rows: Rows = []
@@ -216,7 +270,8 @@ def gains(claims: Sequence[Claims], domain: str) -> Sheet:
             for one in claims for gain in one.gains]
     return Sheet("gains", domain, columns, tuple(rows), "What every operator buys",
                  "Better is positive. The lift: how far its shapes lead the front of all "
-                 "shapes without it at equal cost, on average.",
+                 "shapes without it at equal cost, on average. A negative gain per doubling: "
+                 "dearer and worse, or cheaper and better; the lift tells which.",
                  _first(rows, 2 * MAX_SHOWN))
 
 
@@ -345,10 +400,11 @@ def _inputs(law: Law) -> str:
 def _notes(law: Law) -> str:
     notes = list(law.flags)
     if law.hold_out is not None:
-        notes.append(f"without the largest {law.hold_out.points} sizes a fit misses them by "
+        largest = text.plural(law.hold_out.points, "largest size")
+        notes.append(f"without the {largest} a fit misses them by "
                      f"{law.hold_out.error:.2%}, {law.hold_out.factor:.3g}x beyond what it saw")
     if law.non_finite:
-        notes.append(f"{law.non_finite} values were not finite")
+        notes.append(f"{text.plural(law.non_finite, 'value')} not finite")
     return "; ".join(notes)
 
 

@@ -9,6 +9,7 @@ from deepnarrow.pareto import Front
 from deepnarrow.report import charts, morecharts, render, results, text
 from deepnarrow.report.findings import Domain, Findings
 from deepnarrow.report.sheets import Sheet, Sources, link, table, to_html, without
+from deepnarrow.report.tables import left_out, raw_wins, warnings, worth_words
 from deepnarrow.report.text import escape
 
 FIGURES = {"fronts": "quality against cost", "curves": "learning curves",
@@ -45,7 +46,9 @@ def efficient(domains: Sequence[Domain], sources: Sources) -> str:
                 where = f'<span class="sub">{escape(front.machine)}</span>' if front.machine else ""
                 by_cost[front.cost].append(", ".join(names[:12]) + more + where)
             cells = ["".join(filter(None, found)) or text.NONE for found in by_cost.values()]
-            rows.append([escape(domain.name), escape(text.quality_title(group[0].quality)), *cells])
+            said = "raw inputs are better" if raw_wins(group) else ""
+            rows.append([escape(domain.name), escape(text.quality_title(group[0].quality))
+                         + (f'<span class="sub">{said}</span>' if said else ""), *cells])
     return ("<section><h2>Pareto-efficient shapes</h2><p>For each cost, the shapes that no other "
             "shape beats in quality at the same cost or less, by means over training seeds.</p>"
             + table(head, rows, [False] * len(head), kind="efficient", label="efficient shapes")
@@ -101,11 +104,15 @@ def problems(found: Sequence[str]) -> str:
 def front_figures(domain: Domain, sources: Sources) -> str:
     """Every front, and who is on it with which probability."""
     parts = []
+    said: set[str] = set()  # what holds for several qualities is said once
     for group in by_quality(domain.fronts):
+        notes = [note for note in _notes(group) if note not in said]
+        said.update(notes)
         drawn = "".join(figure(charts.front_chart(front), _front_label(front))
                         for front in group if charts.drawn_points(front))
         parts.append(f"<h3>{escape(text.quality_title(group[0].quality))}</h3>"
-                     f'<div class="fronts">{drawn}</div>{_left_out(group)}'
+                     f'<div class="fronts">{drawn}</div>'
+                     + "".join(f'<p class="note">{escape(note, 1000)}</p>' for note in notes) +
                      f"<details><summary>Who is on the front, how surely</summary>"
                      f"{to_html(results.members(group, domain.name), sources)}</details>")
     return "".join(parts)
@@ -118,20 +125,16 @@ def _front_label(front: Front) -> str:
             f"on the front: {shown}")
 
 
-def _left_out(group: Sequence[Front]) -> str:
-    missing = list(dict.fromkeys(name for front in group for name in front.left_out))
+def _notes(group: Sequence[Front]) -> list[str]:
     hidden = max(len(front.points) - len(charts.drawn_points(front)) for front in group)
     bad = max(front.non_finite for front in group)
-    notes = []
-    if missing:
-        names = ", ".join(escape(name, 60) for name in missing[:12])
-        more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
-        notes.append(f"Missing where a finite cost or quality is missing: {names}{more}.")
+    notes = [f"{line[0].upper()}{line[1:]}." for line in warnings(group)]
+    notes += [f"Left out: {names} ({why})." for why, names in left_out(group)]
     if bad:
-        notes.append(f"{bad} values of cost or quality were not finite.")
+        notes.append(f"{text.plural(bad, 'value')} of cost or quality not finite.")
     if hidden:
         notes.append(f"Not drawn: up to {hidden:,} shapes that are dominated or cost nothing.")
-    return f'<p class="note">{" ".join(notes)}</p>' if notes else ""
+    return notes
 
 
 def claims(domain: Domain, sources: Sources) -> str:
@@ -166,6 +169,18 @@ def _group(sheet: Sheet, sources: Sources) -> str:
         return (f"<h4>{escape(sheet.title)}</h4>"
                 f'<p class="empty">{NOTHING[sheet.name]}</p>')
     return to_html(without(sheet, "quality"), sources)
+
+
+def worth(domain: Domain, sources: Sources) -> str:
+    """Was pre-training worth anything, and where is quality lost?"""
+    if not domain.worths:
+        return ""
+    return ("<h4>Was pre-training worth anything?</h4><p>The same measurement of a network of the "
+            "same shape with random parameters, and of the raw inputs. "
+            f"{escape(worth_words(domain.worths), 1500)}</p>"
+            f"{to_html(results.worth_by_quality(domain.worths), sources)}"
+            f"<details><summary>By shape</summary>"
+            f"{to_html(results.worth(domain.worths, domain.name), sources)}</details>")
 
 
 def agreement(domain: Domain, sources: Sources) -> str:

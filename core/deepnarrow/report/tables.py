@@ -7,10 +7,18 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from deepnarrow.bootstrap import Interval
+from deepnarrow.pareto import Front, JointFront
 from deepnarrow.records import Record, Status
+from deepnarrow.report import text
 from deepnarrow.summary import Quality, ShapeRow, quality_order, summarize
+from deepnarrow.worth import Worth
 
-BASELINES = {"raw": "Raw inputs", "majority": "Majority class", "chance": "Chance"}
+BASELINES = {"raw": "Raw inputs", "majority": "Majority class", "chance": "Chance",
+             "untrained": "Untrained networks"}
+ACCURACIES = ("", "accuracy_l2_auto")  # metrics that guessing is a reference for
+MAX_NAMES = 12
+MAX_SPREAD = 1.1  # of a cost between trials of one shape, unsaid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +60,74 @@ class TransferTable:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[tuple[Quality | None, Quality | None], ...]], ...]
     baselines: tuple[tuple[str, tuple[float | None, ...]], ...]
+
+
+def left_out(group: Sequence[Front | JointFront]) -> list[tuple[str, str]]:
+    """Why shapes are in no front of `group`, or not in all: (reason, names)."""
+    found: dict[str, dict[str, None]] = {}
+    for front in group:
+        for name, why in front.left_out.items():
+            found.setdefault(why, {})[name] = None
+    return [(why, ", ".join(text.plain(name, 40) for name in list(names)[:MAX_NAMES])
+             + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""))
+            for why, names in found.items()]
+
+
+def warnings(group: Sequence[Front]) -> list[str]:
+    """What makes the fronts of one quality less than they look, a line each."""
+    lines = []
+    for front in group:
+        if front.cost_spread > MAX_SPREAD and front.points:
+            where = f" on {front.machine}" if front.machine else ""
+            lines.append(f"{text.cost_title(front.cost)}{where} differs up to "
+                         f"{front.cost_spread:.2g}x between trials of one shape, and costs are "
+                         "taken as known: what is said by it is less sure than it looks")
+    one = group[0]
+    if one.beside:
+        shown = ", ".join(f"{BASELINES[origin].lower()} {text.quality(value)}"
+                          for origin, value in one.beside.items())
+        lines.append(f"without pre-training: {shown}" + (
+            "; no shape beats raw inputs, so this front ranks features that are worse than doing "
+            "without" if raw_wins(group) else ""))
+    return lines
+
+
+def raw_wins(group: Sequence[Front]) -> bool:
+    """Whether raw inputs are as good as the best shape of the fronts of one quality."""
+    best = [p.quality_mean for front in group for p in front.points]
+    raw, turn = group[0].beside.get("raw"), 1 if group[0].direction == "max" else -1
+    return bool(best) and raw is not None and turn * raw >= max(turn * value for value in best)
+
+
+def worth_words(found: Sequence[Worth]) -> str:
+    """Whether pre-training was worth anything, in sentences, over all that was measured."""
+    words = []
+    against = {"raw inputs": [[shape.over_raw for shape in one.shapes] for one in found],
+               "an untrained network of their own": [[shape.over_untrained for shape in one.shapes]
+                                                     for one in found]}
+    for name, groups in against.items():
+        known = [one for one in map(beyond, groups) if one is not None]
+        if known:
+            words.append(f"Beyond noise, shapes beat {name} in {sum(one[0] for one in known)} and "
+                         f"lose in {sum(one[1] for one in known)} of "
+                         f"{sum(one[2] for one in known)} comparisons.")
+    if not words and found:
+        words.append("One training seed: what is beyond noise is not known.")
+    alike = sum(one.alike is not None and (one.alike.low or 0) > 0 for one in found)
+    if alike:
+        words.append(f"In {alike} of {len(found)} qualities untrained networks rank the shapes as "
+                     "the pre-trained ones do: that order is at least in part that of the "
+                     "architectures under the measurement, not of what they learnt.")
+    return " ".join(words)
+
+
+def beyond(found: Sequence[Interval | None]) -> tuple[int, int, int] | None:
+    """How many of several differences are above 0 and below 0 by their intervals, and of how many;
+    None without intervals.
+    """
+    known = [one for one in found if one and one.low is not None and one.high is not None]
+    return (sum((one.low or 0) > 0 for one in known), sum((one.high or 0) < 0 for one in known),
+            len(known)) if known else None
 
 
 def count_runs(records: Sequence[Record], trials: Sequence[Record]) -> Counts:
@@ -141,5 +217,6 @@ def _reference(
 ) -> float | None:
     stage, _, metric = column.partition("/")
     # Chance and majority are shares of classes: beside any other metric they say nothing.
-    values = [] if metric else references.get((kind, task, stage.partition("@")[0]), [])
+    known = references.get((kind, task, stage.partition("@")[0]), [])
+    values = known if metric in ACCURACIES else []
     return math.fsum(values) / len(values) if values else None

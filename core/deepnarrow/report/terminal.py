@@ -9,6 +9,7 @@ from rich.text import Text
 
 from deepnarrow.pareto import Front, FrontPoint, JointFront
 from deepnarrow.report import text
+from deepnarrow.report.tables import left_out, warnings
 
 MARK = "●"
 MAX_ROWS = 200
@@ -57,18 +58,23 @@ def _cost(front: Front, point: FrontPoint | None) -> Text:
 
 def _caption(group: list[Front]) -> Text:
     return Text(f"{MARK} on the Pareto front of that cost"
-                + ("; %: probability to be on the front of the true means"
-                   if any(front.method for front in group) else "")
-                + _missing(group) + _more(max(len(front.points) for front in group)))
+                + ("; %: probability to be on the front of the true means (of the cheapest always "
+                   "100%)" if any(front.method for front in group) else "")
+                + _warnings(group) + _missing(group)
+                + _more(max(len(front.points) for front in group)))
 
 
 def _missing(group: Sequence[Front | JointFront]) -> str:
-    names = list(dict.fromkeys(name for front in group for name in front.left_out))
-    shown = ", ".join(text.plain(name, 40) for name in names[:8])
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    lines = [f"Left out: {text.plain(names, 400)} ({text.plain(why)})"
+             for why, names in left_out(group)]
     bad = max(front.non_finite for front in group)
-    counted = f" ({bad} values were not finite)" if bad else ""
-    return f"\nNo finite cost or quality: {shown}{more}{counted}" if names or bad else ""
+    lines += [f"{text.plural(bad, 'value')} not finite"] if bad else []
+    return "".join(f"\n{line}" for line in lines)
+
+
+def _warnings(group: Sequence[Front]) -> str:
+    """What makes a front less than it looks."""
+    return "".join(f"\n{line}" for line in warnings(group))
 
 
 def _more(points: int) -> str:

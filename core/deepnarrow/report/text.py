@@ -64,6 +64,15 @@ def count(value: float | None, giga: str = "G") -> str:
     return f"{value:.3g}"
 
 
+def plural(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "row"), plural(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def seconds(value: float | None) -> str:
     """Shows a duration to three digits.
 
@@ -93,13 +102,25 @@ def cost(name: str, value: float | None) -> str:
     >>> cost("step_time_s", 0.25), cost("params_total", 2.5e9), cost("peak_bytes", 3e9)
     ('250 ms', '2.5B', '3 GB')
     """
-    if name == "step_time_s":
+    if name.startswith("step_time_s"):
         return seconds(value)
     if name == "peak_bytes":
         shown = count(value)
         number = shown.rstrip("kMGTP")
         return shown if shown == NONE else f"{number} {shown[len(number) :]}B"
     return count(value, "B" if name.startswith("params") else "G")
+
+
+def ratio(value: float) -> str:
+    """A share of a cost in percent; digits where it rounds to 100% and is less.
+
+    >>> ratio(0.5), ratio(0.9982), ratio(0.99999)
+    ('50%', '99.8%', '<100%')
+    """
+    shown = f"{value:.0%}"
+    if shown == "100%" and value < 1:
+        shown = f"{value:.1%}" if value < 0.9995 else "<100%"
+    return shown
 
 
 def interval(one: Interval | None, form: str = "{:+.4g}") -> str:
@@ -123,6 +144,9 @@ def share(one: Interval | None) -> str:
 
 def cost_title(name: str) -> str:
     """Names a cost in words; a column of somebody's table keeps its name."""
+    known, at, chip = name.partition("@")
+    if at and known in COST_TITLES:
+        return f"{COST_TITLES[known]} on {plain(chip, 20)}, predicted"
     return COST_TITLES.get(name) or plain(name, 60)
 
 
@@ -160,4 +184,5 @@ COST_TITLES = {
     "tokens_seen": "Tokens seen",
     "step_time_s": "Step time",
     "peak_bytes": "Peak memory",
+    "chip_hours": "Chip-hours of pre-training",
 }

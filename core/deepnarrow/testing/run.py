@@ -11,8 +11,10 @@ from typing import Any, Literal
 from deepnarrow.errors import InputError, shorten, suggest
 from deepnarrow.modality import Modality
 from deepnarrow.testing.checks import CHECKS
+from deepnarrow.testing.numerics import check_it_learns
 from deepnarrow.testing.subject import CheckFailed, Subject, make_subject
 
+LONG = {check_it_learns}  # so many steps that compiling well pays off
 Outcome = Literal["passed", "failed", "expected", "unexpected"]
 
 
@@ -42,7 +44,7 @@ class CheckResult:
 def modality_checks(subject: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yields every check of a modality: its name and a function that raises `CheckFailed`."""
     for name, check in CHECKS.items():
-        yield name, functools.partial(check, subject)
+        yield name, functools.partial(_quickly, check, subject)
 
 
 def check_modality(
@@ -90,6 +92,23 @@ def parametrize_with_checks(modalities: Sequence[str | Modality | Subject]) -> A
     return pytest.mark.parametrize("check", [
         pytest.param(check, id=f"{subject.modality.name}-{name}")
         for subject in subjects for name, check in modality_checks(subject)])
+
+
+def _quickly(check: Callable[[Subject], None], subject: Subject) -> None:
+    """Runs a check with programs compiled for a few tiny steps: in half the time for most."""
+    import jax
+
+    if check in LONG:
+        check(subject)
+        return
+
+    config: Any = jax.config
+    before = config.values["jax_disable_most_optimizations"]
+    config.update("jax_disable_most_optimizations", True)
+    try:
+        check(subject)
+    finally:
+        config.update("jax_disable_most_optimizations", before)
 
 
 def _run(name: str, check: Callable[[], None], expected: str | None) -> CheckResult:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepnarrow.assemble import count_costs, make_model
+from deepnarrow.assemble import check_operators, count_costs, make_model
 from deepnarrow.config import resolve_options
+from deepnarrow.errors import InputError, NotApplicable, ShapeError
 from deepnarrow.modality import (
     EXAMPLE_MASK,
     AnyArchitecture,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 BATCH_SIZE = 8
+# Float32 sums in another order differ by about a millionth; this is far from any wrong formula.
+RTOL = 1e-4
 
 
 class CheckFailed(AssertionError):
@@ -72,7 +75,22 @@ class Subject:
 
     @functools.cached_property
     def tasks(self) -> Mapping[str, Task]:
-        """The modality's own tasks, whose data may be missing here."""
+        """The modality's own tasks whose data are here."""
+        return {name: task for name, task in self._all_tasks.items() if name not in self.left_out}
+
+    @functools.cached_property
+    def left_out(self) -> Mapping[str, str]:
+        """The tasks that cannot be checked, for their data cannot be opened: name -> reason."""
+        found = {}
+        for name, task in self._all_tasks.items():
+            try:
+                task.examples("train")
+            except InputError as error:
+                found[name] = str(error)
+        return found
+
+    @functools.cached_property
+    def _all_tasks(self) -> Mapping[str, Task]:
         return self.modality.tasks(self.data_options, self.options)
 
     @functools.cached_property
@@ -95,6 +113,16 @@ class Subject:
     def shape(self, text: str) -> NamedShape:
         """Resolves a shape expression of this modality."""
         return resolve(text, self.registry.vocabulary(self.modality))
+
+    def applies(self, text: str) -> bool:
+        """Says whether the architecture has those operators and can build that shape here."""
+        try:
+            named = self.shape(text)
+            check_operators(named, self.architecture)
+            make_model(self.modality, self.architecture, named.shape, self.options)
+        except (NotApplicable, ShapeError):
+            return False
+        return True
 
     def model_of(self, text: str, **options: Any) -> Model:
         """Returns the model of a shape, with options laid over."""
@@ -145,6 +173,33 @@ def leaves_by_path(tree: Any) -> dict[tuple[str, ...], Any]:
         return {(): tree}
     return {(name, *path): leaf for name, sub in tree.items()
             for path, leaf in leaves_by_path(sub).items()}
+
+
+def shapes_of(subject: Subject, text: str) -> Any:
+    """Returns the abstract parameters of a shape."""
+    import jax
+
+    return jax.eval_shape(subject.model_of(text).init, jax.random.key(0))
+
+
+def axes_of(subject: Subject, text: str) -> dict[tuple[str, ...], Any]:
+    """Returns the axes of a shape's parameters by path."""
+    return leaves_by_path(subject.model_of(text).param_axes)
+
+
+def doubled(subject: Subject, symbol: str, field: str) -> str:
+    """Returns `tiny` with an operator that doubles a field."""
+    return f"tiny-{symbol}{2 * getattr(subject.shape('tiny').shape, field)}"
+
+
+def name_of(path: tuple[str, ...]) -> str:
+    """Returns a path as people read it."""
+    return "/".join(path)
+
+
+def first_of(paths: Any) -> str:
+    """Returns the first of some paths, "" of none."""
+    return name_of(min(paths)) if paths else ""
 
 
 def expect(holds: bool, message: str) -> None:

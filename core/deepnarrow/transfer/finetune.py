@@ -158,6 +158,7 @@ def make_finetune(
                            layout, micro_batches)
     made = FineTuneProgram(tuple(tasks), program, config, options, target_options, modality)
     # These too raise now rather than after the pre-training.
+    _check_adapts(made, architecture, shape)
     batch = next(eval_batches(made.train_source(), config.batch_size))
     metric_names(program, batch)
     for task in tasks:
@@ -165,6 +166,26 @@ def make_finetune(
         if config.decode == "greedy" and task.candidates is not None:
             _check_greedy(program, task, batch)
     return made
+
+
+def _check_adapts(ft: FineTuneProgram, architecture: AnyArchitecture, shape: Shape) -> None:
+    """Adapts parameters that take no memory, and compares the shapes with the other model's."""
+    source = make_model(ft.modality, architecture, shape, ft.source_options)
+    key = jax.random.key(0)
+    params = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
+                          jax.eval_shape(source.init, key))
+    adapted, reinitialised = ft.modality.adapt(params, ft.source_options, ft.target_options, key)
+    _check_new(ft, reinitialised)
+    wanted, got = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+         for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (jax.eval_shape(ft.program.model.init, key), adapted))
+    for path in sorted(wanted.keys() | got.keys()):
+        if wanted.get(path) != got.get(path):
+            raise InputError(f"task {ft.name!r}, parameter {path}",
+                             "the adapted checkpoint does not fit the task's model",
+                             got=got.get(path, "none"), expected=wanted.get(path, "none"),
+                             hint="see fine_tune.options and the task's options")
 
 
 def _check_greedy(program: Program, task: Task, batch: Batch) -> None:
@@ -203,6 +224,7 @@ def finetune(
     ft: FineTuneProgram, params: Params, *, seed: int,
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    on_log: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> FineTuneResult:
     """Fine-tunes a checkpoint and scores it.
 
@@ -213,6 +235,7 @@ def finetune(
       should_stop: asked before each step and each batch that is scored; if it says True, the
         status is `preempted` and there are no scores.
       progress: called as `progress(step, total_steps, text)`.
+      on_log: called as `on_log(step, {"train/loss": ...})` with every point of the curve.
 
     Raises:
       InputError: the seed is out of range; only the head is trained and other parameters are new.
@@ -234,7 +257,7 @@ def finetune(
     result = train(ft.program, ft.train_source(), seed=seed, batch_size=config.batch_size,
                    run=RunOptions(eval_every=config.eval_every), stage="fine_tune",
                    measure=selection.measure, initial_params=adapted, progress=progress,
-                   should_stop=should_stop)
+                   on_log=on_log, should_stop=should_stop)
     status, found, last = result.status, {}, result.state.eval_params
     try:
         for task in ft.tasks if status == "done" else ():

@@ -13,6 +13,7 @@ import heapq
 import json
 import operator
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ PLAN = "plan.json"  # what is being made; removed when the manifest is there
 SHARD_TOKENS = 2**26
 BATCH_CHARACTERS = 2**20  # of the texts tokenised in one call
 TRAINING_CHARACTERS = 10_000_000  # of the texts a vocabulary is trained on, drawn by their hash
+
+LOPSIDED = 3.0  # times more or fewer tokens in validation than asked for: something is amiss
 
 Progress = Callable[[float, str], None]
 
@@ -108,7 +111,24 @@ def build_store(settings: StoreSettings, directory: Path, progress: Progress) ->
         except OSError as error:
             raise InputError(f"folder '{directory}'", f"cannot be written: {error.strerror}",
                              hint="make room; the same command goes on from here") from error
-    return open_store(directory)
+    store = open_store(directory)
+    if all(part.split is None for part in parts):
+        _warn_of_share(store, settings.validation_share)
+    return store
+
+
+def _warn_of_share(store: TokenStore, wanted: float) -> None:
+    """Warns where whole documents are too large a measure: one of them makes or unmakes a split."""
+    sizes = {split: tokens.num_tokens for split, tokens in store.splits.items()}
+    share_of = sizes["validation"] / sum(sizes.values())
+    if share_of > LOPSIDED * wanted or share_of < wanted / LOPSIDED:
+        largest = max(int(np.diff(tokens.documents(), axis=1).max())
+                      for tokens in store.splits.values())
+        warnings.warn(
+            f"{WHERE}: validation has {share_of:.1%} of the tokens, not {wanted:.1%}: documents "
+            f"are few or unequal (the largest has {largest:,} of {sum(sizes.values()):,} tokens); "
+            "is each text file's #paragraph (between blank lines) or #line what you mean?",
+            stacklevel=2)
 
 
 def _build(

@@ -288,7 +288,14 @@ def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> 
         frame_key, encoder_key = jax.random.split(key)
         return {**init_module(make_frame, frame_key), "encoder": encoder.init(encoder_key)}
 
+    side = options.image_size
+
     def encode(params: Params, image: Array, key: Key | None, train: bool) -> Encoded:
+        if image.shape[1:] != (side, side, options.channels):
+            raise InputError(WHERE, "the images are not those the model takes",
+                             got=" x ".join(str(n) for n in image.shape[1:]),
+                             expected=f"{side} x {side} x {options.channels}",
+                             hint="the data decide image_size and channels: see the task's pp")
         frame = bind_module(make_frame, {k: v for k, v in params.items() if k != "encoder"})
         frame_key, encoder_key = (None, None) if key is None else jax.random.split(key)
         x = frame.embed(image, frame_key if train else None)

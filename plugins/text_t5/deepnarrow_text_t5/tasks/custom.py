@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,23 @@ def read_labelled(name: str, line: str) -> Labelled:
                          hint="is it the column of the labels?")
     words = tuple(sorted(labels, key=_order(labels)))
     index = {word: i for i, word in enumerate(words)}
+    _warn_of_contradictions(rows, where)
     return Labelled(tuple((row, index[label]) for row, label in rows), words)
+
+
+def _warn_of_contradictions(rows: list[tuple[str, str]], where: str) -> None:
+    """Warns of texts that stand with several labels: no model can be right about all of them."""
+    first: dict[str, str] = {}
+    several = {alike for row, label in rows
+               if first.setdefault(alike := _alike(row), label) != label}
+    if several:
+        number = sum(_alike(row) in several for row, _ in rows)
+        warnings.warn(f"{where}: {number} of {len(rows)} rows have a text that stands with several "
+                      f"labels, e.g. {shorten(min(several))!r}", stacklevel=2)
+
+
+def _alike(row: str) -> str:
+    return " ".join(row.lower().split())
 
 
 def _text(placed: Placed, name: str) -> str:
@@ -104,7 +121,7 @@ def read_split(name: str, line: str, split: str) -> list[TextExample]:
 
 
 def _split_of(row: str) -> str:
-    place = share("custom task", " ".join(row.lower().split()))
+    place = share("custom task", _alike(row))
     if place < TRAIN:
         return "train"
     return "validation" if place < TRAIN + VALIDATION else "test"

@@ -1,0 +1,1 @@
+"""Layers that average over positions, in plain JAX functions, as an architecture of deepnarrow."""

@@ -1,0 +1,1 @@
+"""An MLP-Mixer in Flax Linen as an architecture of deepnarrow."""
