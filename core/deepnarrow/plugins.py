@@ -35,7 +35,8 @@ from deepnarrow.ops import ShapeOp, Vocabulary
 from deepnarrow.shape import Shape
 
 if TYPE_CHECKING:
-    from deepnarrow.study import Unit
+    from deepnarrow.launch.session import Session
+    from deepnarrow.trials import Unit
 
 GROUP = "deepnarrow.plugins"
 CORE = "deepnarrow"  # the distribution whose own names nobody can take away
@@ -98,10 +99,10 @@ class LawForm:
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """Runs units: `run(units, run_unit)` calls `run_unit(unit) -> go on?` wherever it likes."""
+    """Runs the units of a study: `run(units, session)` sees to it that each has its records."""
 
     name: str
-    run: Callable[[Sequence[Unit], Callable[[Unit], bool]], None]
+    run: Callable[[Sequence[Unit], Session], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,7 +120,7 @@ def test_every_kind_is_registered_by_name(toy):
         shape_ops=[ShapeOp("PS", (), "the patch", "made up", option="patch_size")],
         strategies=[Strategy("mine", lambda *_: None, "made up")],  # pyright: ignore[reportArgumentType]
         law_forms=[LawForm("line", ("a", "b"), lambda p, x: x, "made up")],
-        launchers=[Launcher("here", lambda units, run: None)])])
+        launchers=[Launcher("here", lambda units, session: None)])])
     assert registry.modalities["toy"] is modality
     assert registry.architecture("toy_mlp") is architecture
     assert registry.tasks["toy"]["speech"].num_classes == 2

@@ -236,6 +236,19 @@ def test_a_cell_that_fails_is_recorded_and_retried_and_the_study_goes_on(
     assert study_status(tmp_path)["done"] == 3
 
 
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("error", "code"), [
+    (RuntimeError("planted"), 1), (InputError("model", "cannot be"), 2)])
+def test_a_study_whose_every_trial_failed_says_so_by_its_exit_code(
+        tmp_path, registry, monkeypatch, error, code):
+    def make_model(modality, architecture, shape, options):
+        raise error
+
+    monkeypatch.setattr("deepnarrow.trial.make_model", make_model)
+    summary = run_study(make_config(seeds=(0,)), tmp_path, registry)
+    assert (dict(summary.counts), summary.exit_code) == ({"failed": 3}, code)
+
+
 def test_keys_hash_what_determines_the_result_and_nothing_else(registry):
     def keys(config):
         data = {name: open_data(study, registry) for name, study in config.modalities.items()}
@@ -425,7 +438,8 @@ def test_status_of_a_damaged_plan_is_bad_input(tmp_path, plan):
 @pytest.mark.parametrize("state", ["[]", '{"pid": 99999999999999999999, "key": ""}', '{"pid": 1}'])
 def test_status_ignores_a_damaged_running_file(tmp_path, state):
     (tmp_path / "plan.json").write_text('[{"key": "k", "modality": "toy"}]')
-    (tmp_path / "running.json").write_text(state)
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / "here-1.json").write_text(state)
     status = study_status(tmp_path)
     assert (status["running"], status["todo"], status["seconds_left"]) == ([], 1, None)
 
