@@ -42,8 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = json.loads(options.out.read_text()) if options.out.exists() else {}
     start = time.monotonic()
-    wanted = [(modality, shape, topology, None) for topology in TOPOLOGIES
-              for modality, shape in SHAPES]
+    wanted: list[tuple[str, str, str, str | None]] = [
+        (modality, shape, topology, None) for topology in TOPOLOGIES for modality, shape in SHAPES]
     wanted.insert(len(SHAPES), LARGEST)
     for modality, shape, topology, mesh in wanted:
         name = f"{shape} {topology}"

@@ -71,14 +71,16 @@ def stand_in(checkout: Path, *packages: str) -> None:
     for name in packages:
         package = sys.modules[name] = types.ModuleType(name)
         package.__path__ = [str(checkout.joinpath(*name.split(".")))]
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], last, package)
 
 
 def big_vision(checkout: Path) -> Network:
     """Its scanned ViT-S/16; pooling, positions and loss are those of our defaults."""
-    stand_in(checkout, "big_vision", "big_vision.models")
-    sys.modules["big_vision"].utils = sys.modules["big_vision.utils"] = types.ModuleType("utils")
-    sys.modules["big_vision.models"].common = types.ModuleType("common")
-    sys.modules["big_vision.models.common"] = sys.modules["big_vision.models"].common
+    # The last two load weights, which is not done here.
+    stand_in(checkout, "big_vision", "big_vision.models", "big_vision.utils",
+             "big_vision.models.common")
     from big_vision.models import vit  # pyright: ignore[reportMissingImports]
 
     model = vit.Model(CLASSES, variant="S/16", pool_type="gap", posemb="learn", scan=True,
@@ -127,7 +129,9 @@ def measure(network: Network, device: Any) -> dict[str, float]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (params, batch))
     began = time.process_time()
     compiled = jax.jit(jax.value_and_grad(loss)).trace(*arguments).lower(
-        lowering_platforms=("tpu",)).compile(compiler_options=FAST)
+        lowering_platforms=("tpu",)).compile(compiler_options=dict(FAST))
+    memory: Any
+    cost: Any
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return {"params": sum(x.size for x in jax.tree.leaves(params)),
             "bytes_accessed": cost["bytes accessed"], "flops": cost["flops"],

@@ -107,6 +107,17 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def append_json(path: Path, value: Any) -> None:
+    """Appends `value` as one line of JSON; a line that was cut short is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(value, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
+
+
 def safe_join(root: Path, name: str, where: str) -> Path:
     """Returns `root / name` for a name that data give: below `root`, and through no link.
 
@@ -126,17 +137,6 @@ def safe_join(root: Path, name: str, where: str) -> Path:
             raise InputError(where, f"'{path}' is a link, which is not followed",
                              hint=f"copy the folder without links: cp -rL '{root}' COPY")
     return path
-
-
-def append_json(path: Path, value: Any) -> None:
-    """Appends `value` as one line of JSON; a line that was cut short is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(value, allow_nan=False) + "\n"
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else "\n" + line
-        file.write(line.encode())
 
 
 def is_alive(pid: int) -> bool:

@@ -46,6 +46,7 @@ from deepnarrow.trialkey import REVISION
 from deepnarrow.trialrows import (
     average_rows,
     check_metric,
+    ended_line,
     finetune_curve,
     finetune_outcomes,
     finetune_rows,
@@ -163,7 +164,7 @@ class UnitRunner:
                 record = dataclasses.replace(
                     record, environment={**record.environment, "attempt": attempt})
                 self.deliver(record, attempt)
-            self.progress.ended(_line(record))
+            self.progress.ended(ended_line(record))
         return True
 
     def _alone(self, trial: Trial) -> contextlib.AbstractContextManager[Any]:
@@ -484,15 +485,6 @@ def _trained_together(stage: FineTune, tasks: Mapping[str, Task]) -> list[tuple[
     """The tasks in groups that one model each is fine-tuned on."""
     named = tuple(tasks[name] for name in stage.tasks)
     return [named] if stage.mixture == "proportional" else [(task,) for task in named]
-
-
-def _line(record: Record) -> str:
-    best = [f"{m.metric} {m.value:.4g}" for m in record.metrics
-            if m.stage == "upstream" and m.value is not None]
-    if record.status == "failed":
-        best = [record.environment["error"], f"traceback in {record.environment['traceback']}"]
-    head = f"{record.modality} {record.name} seed {record.seed}: {record.status}"
-    return ", ".join([head, *best])
 
 
 def _stop_if(stop: bool) -> None:

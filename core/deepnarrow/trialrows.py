@@ -11,7 +11,7 @@ import numpy as np
 from deepnarrow.errors import InputError
 from deepnarrow.modality import Metric, Modality, Task
 from deepnarrow.protocol import AUTO, FewShot
-from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome
+from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
 from deepnarrow.train import TrainResult
 from deepnarrow.transfer.fewshot import probe
 from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskResult
@@ -150,3 +150,13 @@ def probe_rows(
                     rows.append(MetricRow("few_shot", task.name, "l2", "min",
                                           float(result.strength[i, j, k]), origin, shots, seed))
     return rows, outcomes
+
+
+def ended_line(record: Record) -> str:
+    """What is said of a trial that has ended."""
+    best = [f"{m.metric} {m.value:.4g}" for m in record.metrics
+            if m.stage == "upstream" and m.value is not None]
+    if record.status == "failed":
+        best = [record.environment["error"], f"traceback in {record.environment['traceback']}"]
+    head = f"{record.modality} {record.name} seed {record.seed}: {record.status}"
+    return ", ".join([head, *best])

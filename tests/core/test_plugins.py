@@ -255,7 +255,7 @@ def test_a_broken_plugin_is_contained(install, fault):
 
 
 def test_a_plugin_that_hangs_is_named_while_it_does(install, monkeypatch, capsys):
-    monkeypatch.setattr("deepnarrow.plugins.PATIENCE", 0.05)
+    monkeypatch.setattr("deepnarrow.containment.PATIENCE", 0.05)
     slow = "import time\ntime.sleep(0.4)\n"
     registry = load_plugins([
         *install("acme-slow", {"slow": slow + GOOD.format(name="slow")}),

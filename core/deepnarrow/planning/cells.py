@@ -97,14 +97,13 @@ def _cell(
     options: Mapping[str, Any], batch_size: int, optimizer: OptimizerConfig, steps: int,
 ) -> Cell:
     check_operators(named, architecture)
-    def resolved(remat: Remat) -> ConfigDict:
-        return resolve_options(modality.options, {**options, "remat": remat},
-                               f"shape {named.name!r}")
-
+    resolved: dict[Remat, ConfigDict] = {
+        remat: resolve_options(modality.options, {**options, "remat": remat},
+                               f"shape {named.name!r}") for remat in REMATS}
     costs: dict[Remat, Costs] = {
-        remat: count_costs(modality, architecture, named.shape, resolved(remat))
-        for remat in REMATS}
-    plain = resolved("none")
+        remat: count_costs(modality, architecture, named.shape, chosen)
+        for remat, chosen in resolved.items()}
+    plain = resolved["none"]
     step = Step(named.name, costs, _spec(modality).arrays(plain), batch_size, optimizer,
                 plain.compute_dtype)
     return Cell(modality, architecture, named, options, step, steps)

@@ -29,7 +29,7 @@ TOTAL_STEPS = 2**20
 MAX_TRIES = 4
 # A tenth of the time to compile; memory, FLOPs and collectives come out the same but for about 1%,
 # what is fused less carefully is not what is counted.
-FAST = {"exec_time_optimization_effort": -1.0}
+FAST: Mapping[str, Any] = {"exec_time_optimization_effort": -1.0}
 
 
 @dataclasses.dataclass(frozen=True)
