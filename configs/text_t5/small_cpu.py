@@ -4,8 +4,8 @@
         --set modalities.text_t5.data.source="text:KJV#line + text:AUSTEN#paragraph" \\
         --set modalities.text_t5.data.custom_tasks.gloss_class="jsonl:GLOSSES#gloss->lex"
 
-KJV is the King James Bible as a `.txt(.gz)` with a paragraph a line, AUSTEN Austen's six novels with
-blank lines between paragraphs (8.2 M characters together, public domain), GLOSSES a file of
+KJV is the King James Bible as a `.txt(.gz)` with a paragraph a line, AUSTEN Austen's six novels
+with blank lines between them (8.2 M characters together, public domain), GLOSSES a file of
 WordNet's glosses with a label each (117,659 synsets, 45 lexicographer classes).
 
 A T5 of 6 + 6 layers, d_model 128, is pre-trained for about ten minutes and then fine-tuned on

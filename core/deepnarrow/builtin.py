@@ -43,10 +43,11 @@ def deepnarrow_register_law_forms() -> list[LawForm]:
 
 @hookimpl
 def deepnarrow_register_launchers() -> list[Launcher]:
-    """One unit after another in this process."""
-    from deepnarrow.launch.local import run
+    """inline, local, ray, slurm."""
+    from deepnarrow.launch import inline, local, raycluster, slurm
 
-    return [Launcher("local", run)]
+    return [Launcher("inline", inline.run), Launcher("local", local.run),
+            Launcher("ray", raycluster.run), Launcher("slurm", slurm.run)]
 
 
 @hookimpl

@@ -7,10 +7,12 @@ every array's path, shape and dtype. A step without one, or that differs from it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,9 +22,12 @@ import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from deepnarrow.environment import versions
-from deepnarrow.errors import InputError
+from deepnarrow.errors import InputError, shorten
 from deepnarrow.manifest import Damaged, has_manifest, quarantine, verify, write_manifest
 
+# What TensorStore says where it has no OSError to raise: a full disk, a quota, a limit on sizes.
+_STORAGE = ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "No space left", "Disk quota", "File too large",
+            "Input/output error", "Read-only file system")
 _MAX_NAMED = 5  # differing arrays that an error names
 
 
@@ -73,10 +78,11 @@ class Checkpointer:
           InputError: the step was saved already.
         """
         self.wait()
-        saved = self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            extra=ocp.args.JsonSave(dict(extra or {})),
-        ))
+        with self._storage():
+            saved = self._manager.save(step, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                extra=ocp.args.JsonSave(dict(extra or {})),
+            ))
         if not saved:
             raise InputError(
                 f"checkpoint directory {self.directory}", "step cannot be saved", got=step,
@@ -133,8 +139,9 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Returns when the save under way is committed and described."""
-        self._manager.wait_until_finished()
-        self._after_commit()
+        with self._storage():
+            self._manager.wait_until_finished()
+            self._after_commit()
 
     def close(self) -> None:
         """Ends the save under way and the manager's threads; the newest step is read once more."""
@@ -162,6 +169,24 @@ class Checkpointer:
         _together("checkpoints described")
         for step in sorted(self._manager.all_steps())[: -self.keep]:
             self._manager.delete(step)
+
+    @contextlib.contextmanager
+    def _storage(self) -> Iterator[None]:
+        """Says in one line that the disk is full or cannot be written, with what is free."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            text = str(error)
+            if not isinstance(error, OSError) and not any(word in text for word in _STORAGE):
+                raise
+            free = shutil.disk_usage(self.directory).free
+            raise InputError(
+                f"checkpoint directory {self.directory}", "a checkpoint cannot be written",
+                got=f"{free:,} bytes free; {shorten(text.splitlines()[0] if text else error)}",
+                expected="room for two checkpoints; what was saved before is whole",
+                hint="free some space and run the same command again") from error
 
     def _set_aside(self, step: int, reason: str) -> None:
         if jax.process_index() != 0:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.errors import InputError, shorten, suggest
-from deepnarrow.protocol import MAX_SEED, Pretraining, Protocol, RunOptions, Sharding
+from deepnarrow.protocol import MAX_SEED, Launch, Pretraining, Protocol, RunOptions, Sharding
 from deepnarrow.settings import Report, apply_settings, build, build_value, like, parse_settings
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class StudyConfig:
       modalities: the modalities' parts, by name.
       run: how the runs are watched.
       sharding: how devices share the work of one model.
+      launch: how launchers run its units in processes of their own.
     """
 
     name: str
@@ -125,6 +126,7 @@ class StudyConfig:
     modalities: Mapping[str, ModalityStudy]
     run: RunOptions = dataclasses.field(default_factory=RunOptions)
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
+    launch: Launch = dataclasses.field(default_factory=Launch)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or len(self.name) > MAX_NAME or not self.name.isprintable():

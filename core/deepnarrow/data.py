@@ -114,6 +114,17 @@ def eval_batches(
     return _eval_batches(source, batch_size, _own_rows(rows, batch_size))
 
 
+def example_ids(source: Source, seed: int, batch_size: int, step: int) -> np.ndarray:
+    """Returns the ids of the global batch of `step`, counted from 1; nothing is loaded.
+
+    Returns:
+      [batch_size] int64: what `TrainStream` gives as `example_id` of its rows.
+    """
+    first = (step - 1) * batch_size
+    return np.array([_shuffled_index(source.num_examples, seed, position)
+                     for position in range(first, first + batch_size)], np.int64)
+
+
 def _own_rows(rows: Sequence[int] | np.ndarray | None, batch_size: int) -> list[int]:
     own = list(range(batch_size)) if rows is None else [int(row) for row in rows]
     if not own or len(set(own)) < len(own) or not set(own) <= set(range(batch_size)):

@@ -10,13 +10,13 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepnarrow.assemble import count_costs
 from deepnarrow.config import resolve_options
 from deepnarrow.errors import InputError, suggest
-from deepnarrow.files import check_new, new_path
+from deepnarrow.files import check_new, new_path, safe_join
 from deepnarrow.formats import CheckpointFormat, CheckpointHeader
 from deepnarrow.modality import Modality, Params
 from deepnarrow.rundir import (
@@ -203,15 +203,7 @@ def checked_file(root: str | Path, name: str) -> Path:
       InputError: the name leads out of the folder, or the file is missing, a link or no file.
     """
     root = Path(root)
-    parts = PurePosixPath(name).parts
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
-        raise InputError(f"checkpoint '{root}'", "names a file outside of its folder", got=name)
-    path = root
-    for part in parts if root.is_dir() else ():
-        path = path / part
-        if path.is_symlink():
-            raise InputError(f"checkpoint file '{path}'", "is a link, which is not followed",
-                             hint=f"copy the folder without links: cp -rL '{root}' COPY")
+    path = safe_join(root, name, f"checkpoint '{root}'") if root.is_dir() else root
     if not path.is_file():
         raise InputError(f"checkpoint file '{path}'",
                          "is no file" if path.exists() else "is missing")

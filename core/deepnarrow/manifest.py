@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepnarrow.errors import shorten
-from deepnarrow.files import write_json
+from deepnarrow.files import rename, sync, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -34,16 +34,10 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """
     files = {}
     for path in sorted(_files(folder)):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
         files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _hash(path)}
     write_json(folder / MANIFEST, {"format": FORMAT, **facts, "files": files,
                                    "digest": _digest(facts, files)})
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def has_manifest(folder: Path) -> bool:
@@ -82,7 +76,7 @@ def quarantine(folder: Path, into: Path) -> Path:
     while os.path.lexists(place):
         number += 1
         place = into / f"{folder.name}-{number}"
-    os.rename(folder, place)
+    rename(folder, place)
     return place
 
 

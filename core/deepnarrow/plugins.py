@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from deepnarrow import hookspecs
+from deepnarrow.containment import contained, patiently
 from deepnarrow.contract import (
     Contract,
     check_architecture,
@@ -35,10 +35,10 @@ from deepnarrow.ops import ShapeOp, Vocabulary
 from deepnarrow.shape import Shape
 
 if TYPE_CHECKING:
-    from deepnarrow.study import Unit
+    from deepnarrow.launch.session import Session
+    from deepnarrow.trials import Unit
 
 GROUP = "deepnarrow.plugins"
-PATIENCE = 10.0  # seconds that a plugin may load before its name is told
 CORE = "deepnarrow"  # the distribution whose own names nobody can take away
 T = TypeVar("T")
 
@@ -99,10 +99,10 @@ class LawForm:
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """Runs units: `run(units, run_unit)` calls `run_unit(unit) -> go on?` wherever it likes."""
+    """Runs the units of a study: `run(units, session)` sees to it that each has its records."""
 
     name: str
-    run: Callable[[Sequence[Unit], Callable[[Unit], bool]], None]
+    run: Callable[[Sequence[Unit], Session], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def notify(registry: Registry, hook_name: str, **arguments: Any) -> None:
     for implementation in reversed(getattr(registry.hooks, hook_name).get_hookimpls()):
         values = [arguments[name] for name in implementation.argnames]
         try:
-            with _contained(f"{hook_name} raised "):
+            with contained(f"{hook_name} raised "):
                 implementation.function(*values)
         except Exception as error:
             where = (implementation.plugin_name, hook_name)
@@ -297,40 +297,10 @@ def _info(point: importlib.metadata.EntryPoint) -> PluginInfo:
     return PluginInfo(point.name, dist.name, dist.version, module=point.value)
 
 
-@contextlib.contextmanager
-def _contained(what: str) -> Iterator[None]:
-    """Runs a plugin's code: what it prints goes to stderr, what it raises is a `PluginError`."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except (KeyboardInterrupt, PluginError):
-        raise
-    except BaseException as error:  # SystemExit too: no plugin ends the program
-        detail = f": {error}" if str(error) else ""
-        raise PluginError("", f"{what}{type(error).__name__}{detail}") from error
-
-
-@contextlib.contextmanager
-def _patiently(info: PluginInfo) -> Iterator[None]:
-    """Runs a plugin's code; says whose it is if it takes long. Ctrl-C ends one that never ends."""
-    def say() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            print(f"note: {_where(info)} has been loading for {PATIENCE:g} s; if it never ends, "
-                  f"press Ctrl-C and uninstall {info.distribution}", file=sys.stderr, flush=True)
-
-    timer = threading.Timer(PATIENCE, say)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _load(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint) -> _Plugin:
     plugin = _Plugin(_info(point))
     try:
-        with _patiently(plugin.info), _contained("import failed: "):
+        with patiently(_where(plugin.info), plugin.info.distribution), contained("import failed: "):
             module = point.load()
     except PluginError as error:
         return plugin.refused(error)
@@ -384,7 +354,7 @@ def _collect(manager: pluggy.PluginManager, plugin: _Plugin) -> _Plugin:
     problem: PluginError | None = None
     for kind, contract in _CONTRACTS.items():
         try:
-            with _contained(f"deepnarrow_register_{kind}: "):
+            with contained(f"deepnarrow_register_{kind}: "):
                 for name, item in _returned(manager, plugin, kind, contract):
                     if (kind, name) in items:
                         raise PluginError("", f"registers {contract.noun} {name!r} twice")
@@ -405,7 +375,7 @@ def _returned(
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         if implementation.plugin is not plugin.module:
             continue
-        with _patiently(plugin.info), _contained(f"{hook} raised "):
+        with patiently(_where(plugin.info), plugin.info.distribution), contained(f"{hook} raised "):
             returned = implementation.function()
         if kind != "tasks":
             groups = {"": returned}

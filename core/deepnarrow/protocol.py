@@ -392,6 +392,9 @@ class RunOptions:
       few_shot_every: steps between few-shot probes while pre-training, on the tasks of the stage
         `few_shot`, for the curve (`few_shot/TASK/accuracy@SHOTS`, mean over seeds). 0: none.
       tensorboard: write `WORKDIR/tensorboard/` too; needs the extra `deepnarrow[tensorboard]`.
+      hang_after_s: seconds without a step or a batch after which the process writes the stacks of
+        its threads and ends (exit code 70); run again, it goes on from its checkpoint. 0: never.
+      compile_within_s: the same while a program is compiled. 0: never.
     """
 
     log_every: int = 20
@@ -399,6 +402,8 @@ class RunOptions:
     checkpoint_every: int = 200
     few_shot_every: int = 0
     tensorboard: bool = False
+    hang_after_s: float = 3600.0
+    compile_within_s: float = 14400.0
 
     def __post_init__(self) -> None:
         check_range("run", "log_every", self.log_every, 1)
@@ -408,3 +413,36 @@ class RunOptions:
         if self.tensorboard and importlib.util.find_spec("tensorflow") is None:
             raise InputError("run", "tensorboard needs TensorFlow, which is not installed",
                              hint="pip install 'deepnarrow[tensorboard]'")
+        check_range("run", "hang_after_s", self.hang_after_s, 0)
+        check_range("run", "compile_within_s", self.compile_within_s, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How launchers run units in processes of their own; none of it is in a trial's key.
+
+    Attributes:
+      workers: units at once with `--launcher local`, as far as memory allows. With more than one,
+        step times disturb each other.
+      max_preemptions: how often a unit is begun again that was preempted or lost its machine.
+      max_failures: how often one is begun again that crashed or hung, in one call.
+      cpus: of a unit, for Ray and SLURM.
+      gpus: of a unit, for Ray and SLURM.
+      memory_gb: of a unit; 0: estimated from its shape.
+      minutes: longest time of a SLURM job; one that needs longer is preempted and goes on.
+      partition: SLURM's; empty for the cluster's default.
+    """
+
+    workers: int = 1
+    max_preemptions: int = 10_000
+    max_failures: int = 2
+    cpus: int = 1
+    gpus: int = 0
+    memory_gb: float = 0.0
+    minutes: int = 240
+    partition: str = ""
+
+    def __post_init__(self) -> None:
+        for name, low in (("workers", 1), ("max_preemptions", 0), ("max_failures", 0), ("cpus", 1),
+                          ("gpus", 0), ("memory_gb", 0), ("minutes", 1)):
+            check_range("launch", name, getattr(self, name), low)

@@ -11,6 +11,7 @@ import numpy as np
 
 from deepnarrow.meter import Meter
 from deepnarrow.records import CurvePoint, Stage
+from deepnarrow.stepslog import StepsLog
 from deepnarrow.steptimer import StepTimer
 
 PROGRESS_SECONDS = 0.5  # between two reports of progress
@@ -18,27 +19,34 @@ PROGRESS_SECONDS = 0.5  # between two reports of progress
 
 @dataclasses.dataclass
 class RunLog:
-    """What the host knows of a run; saved beside the state, so it survives an interruption."""
+    """What the host knows of a run; saved beside the state, so it survives an interruption.
+
+    `steps` is the log of the order of data, where there is one; its chain is saved with the rest.
+    """
 
     stage: Stage
     curve: list[CurvePoint]
     meter: Meter
     timer: StepTimer
     seconds_before: float
+    steps: StepsLog | None = None
     began: float = dataclasses.field(default_factory=time.perf_counter)
 
     @classmethod
-    def make(cls, stage: Stage, extra: Mapping[str, Any]) -> RunLog:
+    def make(
+        cls, stage: Stage, extra: Mapping[str, Any], steps: StepsLog | None = None
+    ) -> RunLog:
         """Goes on from the `extra` of a checkpoint; from nothing where that is empty."""
         points = [CurvePoint(stage, *point) for point in extra.get("curve", ())]
         return cls(stage, points, Meter(extra.get("totals")), StepTimer(extra.get("step_time_s")),
-                   extra.get("seconds", 0.0))
+                   extra.get("seconds", 0.0), steps)
 
     def extra(self) -> dict[str, Any]:
         """What is saved beside the state, JSON-able."""
         return {"curve": [[p.step, p.name, p.value] for p in self.curve],
                 "totals": self.meter.totals(), "step_time_s": self.timer.median(),
-                "seconds": self.seconds()}
+                "seconds": self.seconds(),
+                "order": None if self.steps is None else self.steps.chain}
 
     def seconds(self) -> float:
         """Wall time so far, from before any interruption too."""

@@ -1,8 +1,9 @@
 """`Store`: the records of a study in one SQLite file. Rows are only added, one row a fact.
 
 Tables: `records` (one row an ended trial), `metrics`, `curves` and `outcomes` (one row a number, a
-point, an evaluation), which refer to it. Structured fields (shape, config, costs, environment) are
-JSON. A non-finite number is NULL; per-example outcomes are compressed float64, where NaN says null.
+point, an evaluation), which refer to it; `claims` (one row an attempt at a trial). Structured
+fields (shape, config, costs, environment) are JSON. A non-finite number is NULL; per-example
+outcomes are compressed float64, where NaN says null.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import socket
 import sqlite3
 import sys
 import time
@@ -26,7 +29,7 @@ from typing import Any, TypeVar
 from deepnarrow.errors import InputError, shorten
 from deepnarrow.records import FINISHED, CurvePoint, MetricRow, Outcome, Record, Status
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x646E7231  # "dnr1": tells our files from any other SQLite file
 BUSY_SECONDS = 30.0  # how long a writer waits for another
 
@@ -54,15 +57,28 @@ _TABLES = {
         "values" BLOB NOT NULL, shots INTEGER, shot_seed INTEGER, finetune_seed INTEGER,
         PRIMARY KEY (record, position)""",
 }
-_SCHEMA = (
-    *(f"CREATE TABLE {table} ({columns})" for table, columns in _TABLES.items()),
-    "CREATE UNIQUE INDEX finished ON records(key) WHERE status IN ('done', 'diverged')",
-    *(f"CREATE TRIGGER {table}_{verb.lower()} BEFORE {verb} ON {table} "
-      "BEGIN SELECT RAISE(ABORT, 'rows are only added'); END"
-      for table in _TABLES for verb in ("UPDATE", "DELETE")),
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
+_CLAIMS = {"claims": """
+        key TEXT NOT NULL, attempt INTEGER NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
+        at TEXT NOT NULL, PRIMARY KEY (key, attempt)"""}
+
+
+def _made(tables: Mapping[str, str]) -> tuple[str, ...]:
+    """The statements that make tables whose rows are only added."""
+    return (
+        *(f"CREATE TABLE {table} ({columns})" for table, columns in tables.items()),
+        *(f"CREATE TRIGGER {table}_{verb.lower()} BEFORE {verb} ON {table} "
+          "BEGIN SELECT RAISE(ABORT, 'rows are only added'); END"
+          for table in tables for verb in ("UPDATE", "DELETE")),
+    )
+
+
+# What brings a file of each version to the next one; a new file is of version 0.
+_MIGRATIONS = {
+    0: (*_made(_TABLES),
+        "CREATE UNIQUE INDEX finished ON records(key) WHERE status IN ('done', 'diverged')",
+        f"PRAGMA application_id = {APPLICATION_ID}"),
+    1: _made(_CLAIMS),
+}
 _JSON_FIELDS = ("shape", "config", "costs", "environment")
 _CHILDREN = {"metrics": MetricRow, "curves": CurvePoint, "outcomes": Outcome}
 _FIELD_OF = {"metrics": "metrics", "curves": "curve", "outcomes": "outcomes"}
@@ -129,6 +145,37 @@ class Store:
         """Stores `records` as `add` does, all of them or none; returns how many were added."""
         with _reported(self.path), self._transaction():
             return sum(self._add(record) for record in records)
+
+    def claim(self, key: str) -> int:
+        """Returns the number of a new attempt at `key`; earlier attempts are fenced off by it."""
+        with _reported(self.path), self._transaction():
+            attempt = self._newest_claim(key) + 1
+            self._db.execute("INSERT INTO claims VALUES (?, ?, ?, ?, datetime('now'))",
+                             [key, attempt, socket.gethostname(), os.getpid()])
+            return attempt
+
+    def add_claimed(self, record: Record, attempt: int) -> bool:
+        """Stores the record that an attempt gave, as `add` does, unless a newer one was claimed.
+
+        Returns:
+          True where it is in the store now, False where the attempt was fenced off.
+        """
+        with _reported(self.path), self._transaction():
+            if attempt != self._newest_claim(record.key):
+                return False
+            self._add(record)
+            return True
+
+    def attempts(self) -> dict[str, int]:
+        """Returns how often each key was attempted."""
+        with _reported(self.path):
+            if self._db.execute("PRAGMA user_version").fetchone()[0] < 2:
+                return {}  # read only, and of a version without claims
+            return dict(self._db.execute("SELECT key, MAX(attempt) FROM claims GROUP BY key"))
+
+    def _newest_claim(self, key: str) -> int:
+        query = "SELECT COALESCE(MAX(attempt), 0) FROM claims WHERE key = ?"
+        return self._db.execute(query, [key]).fetchone()[0]
 
     def _add(self, record: Record) -> bool:
         try:
@@ -197,8 +244,10 @@ class Store:
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
         with self._transaction():
-            if self._is_new():
-                for statement in _SCHEMA:
+            self._is_new()  # read again, now that nobody else writes
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            for each in range(version, SCHEMA_VERSION):
+                for statement in (*_MIGRATIONS[each], f"PRAGMA user_version = {each + 1}"):
                     self._db.execute(statement)
 
     @contextlib.contextmanager

@@ -11,24 +11,27 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepnarrow.config import StudyConfig, batch_sizes, to_json
 from deepnarrow.errors import InputError, Preempted
-from deepnarrow.files import WorkdirLock, is_alive, write_json
+from deepnarrow.files import WorkdirLock, safe_join, write_json
 from deepnarrow.hosts import ALONE, AgreedStop, Hosts
 from deepnarrow.mesh import choose_mesh
 from deepnarrow.plugins import Registry
 from deepnarrow.records import FINISHED, Record, latest
+from deepnarrow.resume import changes, judge
+from deepnarrow.running import running, say_ended
+from deepnarrow.stepslog import STEPS_FILE, read_lines
 from deepnarrow.store import Store
 from deepnarrow.trialkey import trial_key
 from deepnarrow.trials import Cell, ModalityData, Trial, Unit, count_cell, open_data, plan_trials
 
 PLAN_FILE = "plan.json"
+CONFIG_FILE = "study.json"
 STORE_FILE = "records.sqlite"
-STATE_FILE = "running.json"
 REPORT_DIGEST = "source.json"  # in the report's folder: what it was drawn from
 
 # An assumption: small shapes reach about a third of the host's matmul speed; compile time and
@@ -40,13 +43,23 @@ MOMENTS = 2  # of float32 beside the params: an upper bound (Adafactor stores le
 
 @dataclasses.dataclass(frozen=True)
 class StudySummary:
-    """How a call of `run_study` ended."""
+    """How a call of `run_study` ended.
+
+    Attributes:
+      workdir: where everything is.
+      trained: trials that ended in this call.
+      counts: trials in the workdir by status, those of earlier settings too.
+      seconds: wall time of this call.
+      files: of the report.
+      exit_code: 0; where every trial of the study failed 2 if each by bad input, else 1.
+    """
 
     workdir: Path
     trained: int
     counts: Mapping[str, int]
     seconds: float
     files: Sequence[Path]
+    exit_code: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +139,7 @@ def _checkpoint_bytes(cell: Cell) -> int:
 
 # --- running ----------------------------------------------------------------------------------
 def run_study(
-    config: StudyConfig, workdir: str | Path, registry: Registry, launcher: str = "local",
+    config: StudyConfig, workdir: str | Path, registry: Registry, launcher: str = "inline",
     hosts: Hosts = ALONE,
 ) -> StudySummary:
     """Runs every trial that has not finished, then writes the report.
@@ -150,7 +163,22 @@ def run_study(
         todo = _run_missing(plan, workdir, store, launcher, hosts)
         files = _report(plan, store, workdir) if store else ()
         counts = store.statuses() if store else {}
-    return StudySummary(workdir, len(todo), counts, time.monotonic() - start, files)
+        code = hosts.share(_exit_code(plan, store) if store else None)
+    return StudySummary(workdir, len(todo), counts, time.monotonic() - start, files, code)
+
+
+def _exit_code(plan: _Plan, store: Store) -> int:
+    """0 unless every trial failed: then 2 where each had bad input, 1 where something else."""
+    keys = {trial.key for trial in plan.trials}
+    records = latest(r for r in store.records() if r.key in keys)
+    if any(record.status in FINISHED for record in records):
+        return 0
+    return exit_code_of(records)
+
+
+def exit_code_of(failed: Sequence[Record]) -> int:
+    """Returns the exit code of failed trials: 2 where each had bad input, else 1."""
+    return 2 if all(record.environment.get("bad_input") for record in failed) else 1
 
 
 def train_one(
@@ -168,7 +196,7 @@ def train_one(
     (trial,) = plan.trials
     _check_devices(config, hosts)
     with _records(workdir, hosts) as store:
-        todo = _run_missing(plan, workdir, store, "local", hosts)
+        todo = _run_missing(plan, workdir, store, "inline", hosts)
         hosts.share()  # the record is in the store when all are here
         with contextlib.nullcontext(store) if store else Store(
                 workdir / STORE_FILE, read_only=True) as found:
@@ -208,7 +236,8 @@ def _run_missing(
 ) -> Sequence[Trial]:
     """Runs the trials that have not finished, and returns them."""
     if store:
-        write_json(workdir / "study.json", to_json(plan.config))
+        _note_changes(plan.config, workdir)
+        write_json(workdir / CONFIG_FILE, to_json(plan.config))
         write_json(workdir / PLAN_FILE, [_plan_row(t) for t in plan.trials])
     finished = hosts.share(sorted(store.finished_keys()) if store else None)
     todo = [t for t in plan.trials if t.key not in finished]
@@ -217,23 +246,35 @@ def _run_missing(
             _launch(plan, todo, workdir, store, launcher, hosts)
     finally:
         if store:
-            (workdir / STATE_FILE).unlink(missing_ok=True)
+            say_ended(workdir)
     return todo
+
+
+def _note_changes(config: StudyConfig, workdir: Path) -> None:
+    """Says what differs from the config that the workdir was last run with, by `resume.RULES`."""
+    try:
+        before = json.loads((workdir / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # none, or none that can be read: it is about to be written anew
+    if isinstance(before, dict):
+        told = judge(f"workdir '{workdir}'", changes(before, to_json(config), "config"))
+        if told is not None:
+            print(f"note: {told}", file=sys.stderr)
 
 
 def _launch(
     plan: _Plan, todo: Sequence[Trial], workdir: Path, store: Store | None, launcher: str,
     hosts: Hosts,
 ) -> None:
+    from deepnarrow.launch.session import Session
     from deepnarrow.progress import StudyProgress
     from deepnarrow.signals import StopRequest
-    from deepnarrow.trial import UnitRunner
 
     with StopRequest() as stop, StudyProgress(len(todo), quiet=not hosts.first) as progress:
-        runner = UnitRunner(plan.config, plan.registry, plan.data, plan.cells, workdir, store,
-                            progress, AgreedStop(stop, hosts), hosts)
-        plan.registry.launchers[launcher].run(_units(todo), runner.run_unit)
-    if runner.ended < len(todo):
+        session = Session(plan.config, plan.registry, plan.data, plan.cells, workdir, store,
+                          progress, AgreedStop(stop, hosts), hosts)
+        plan.registry.launchers[launcher].run(_units(todo), session)
+    if any(trial.key not in session.ended for trial in todo):
         raise Preempted(f"study {plan.config.name!r} in {workdir}")
 
 
@@ -294,10 +335,11 @@ def study_status(workdir: str | Path) -> dict[str, Any]:
               for status in ("done", "diverged", "failed")}
     todo = [row for row in plan
             if row["key"] not in ended or ended[row["key"]].status not in FINISHED]
-    running = [state for state in _running(workdir) if state["key"] in {r["key"] for r in todo}]
-    return {"total": len(plan), **counts, "running": running,
-            "todo": len(todo) - len(running),
-            "seconds_left": _seconds_left(todo, mine)}
+    unfinished = {row["key"] for row in todo}
+    now = [state for state in running(workdir) if state["key"] in unfinished]
+    return {"total": len(plan), **counts, "running": now, "todo": len(todo) - len(now),
+            "seconds_left": _seconds_left(todo, mine),
+            "data_order": _check_logs(workdir, [row["key"] for row in plan])}
 
 
 def _read_plan(workdir: Path) -> list[dict[str, Any]] | None:
@@ -305,13 +347,14 @@ def _read_plan(workdir: Path) -> list[dict[str, Any]] | None:
     try:
         rows = json.loads((workdir / PLAN_FILE).read_text())
         if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and {"key", "modality"} <= row.keys() for row in rows
+            isinstance(row, dict) and {"key", "modality"} <= row.keys()
+            and isinstance(row["key"], str) for row in rows
         ):
             raise ValueError("it is no list of trials")
         return rows
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"workdir '{workdir}'", f"{PLAN_FILE} cannot be read", got=error,
                          hint="run deepnarrow study again: it writes the plan anew") from error
 
@@ -325,13 +368,18 @@ def planned_keys(workdir: Path) -> set[str] | None:
     return None if plan is None else {row["key"] for row in plan}
 
 
-def _running(workdir: Path) -> list[dict[str, Any]]:
-    """The trial that runs now; none where the process that said so is gone."""
-    try:
-        state = json.loads((workdir / STATE_FILE).read_text())
-        return [state] if is_alive(int(state["pid"])) and "key" in state else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+def _check_logs(workdir: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Verifies the logs of the order of data: how many there are, and which are damaged."""
+    checked, damaged = 0, []
+    for key in keys:
+        path = safe_join(workdir / "runs", f"{key}/{STEPS_FILE}", PLAN_FILE)
+        if path.exists():
+            checked += 1
+            try:
+                read_lines(path)
+            except (InputError, OSError) as error:
+                damaged.append(str(error))
+    return {"checked": checked, "damaged": damaged}
 
 
 def _seconds_left(

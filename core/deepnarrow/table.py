@@ -35,7 +35,7 @@ ALIASES = {"params": "params_non_embedding", "flops": "flops_forward_per_example
 # Seeds within a training seed.
 INNER_SEEDS = ("shot_seed", "finetune_seed")
 # What the same measurement gets without pre-training: random parameters, or no network at all.
-BESIDE: tuple[Origin, ...] = ("untrained", "raw")
+WITHOUT_PRETRAINING: tuple[Origin, ...] = ("untrained", "raw")
 BETTER_LOW = ("loss", "perplexity", "ppl", "error", "err", "nll", "bits_per_byte", "bpb",
               "cross_entropy", "crossentropy")
 
@@ -114,7 +114,7 @@ def _beside(
     trials: Sequence[Record], qualities: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
     made: dict[str, dict[str, np.ndarray]] = {}
-    for origin in BESIDE:
+    for origin in WITHOUT_PRETRAINING:
         found = [seed_qualities(record, origin) for record in trials]
         names = [name for name in qualities if any(name in one for one in found)]
         made[origin] = {name: _floats(one.get(name, ("", None))[1] for one in found)
@@ -169,7 +169,7 @@ def concat(tables: Sequence[Table]) -> Table:
             for one in tables])
     with_outcomes = dict.fromkeys(name for one in tables for name in one.outcomes)
     origins = {origin: dict.fromkeys(name for one in tables for name in one.beside.get(origin, {}))
-               for origin in BESIDE}
+               for origin in WITHOUT_PRETRAINING}
     written = dict.fromkeys(name for one in tables for name in one.non_finite)
     return Table(
         columns=columns, domain=np.concatenate([one.domain for one in tables]),

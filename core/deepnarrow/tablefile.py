@@ -21,7 +21,7 @@ from deepnarrow.errors import InputError, shorten, suggest
 from deepnarrow.export import COLUMNS
 from deepnarrow.records import COSTS, MetricRow
 from deepnarrow.summary import is_quality, quality_name, quality_order
-from deepnarrow.table import BESIDE, Table, as_number
+from deepnarrow.table import WITHOUT_PRETRAINING, Table, as_number
 
 NAME_COLUMNS = ("name", "shape", "model")
 DOMAIN_COLUMNS = ("domain", "modality")
@@ -195,7 +195,7 @@ def _own_export(columns: Columns) -> Table:
     for name in qualities:
         made[name] = _column(found, first, "pretrained", name)
     beside = {origin: {name: column for name in qualities if np.isfinite(
-        column := _column(found, first, origin, name)).any()} for origin in BESIDE}
+        column := _column(found, first, origin, name)).any()} for origin in WITHOUT_PRETRAINING}
     whole = _foreign(made, "table", None)
     depth = made["num_encoder_layers"] + np.nan_to_num(made["num_decoder_layers"])
     return dataclasses.replace(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from deepnarrow.checkpoint import Checkpointer
-from deepnarrow.data import TrainStream, check_seed, eval_batches
+from deepnarrow.data import TrainStream, check_seed, eval_batches, example_ids
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.meter import Meter
-from deepnarrow.modality import Params, Source
+from deepnarrow.modality import EXAMPLE_ID, Params, Source
 from deepnarrow.protocol import RunOptions
 from deepnarrow.records import CurvePoint, Stage, Status
 from deepnarrow.runlog import RunLog, RunProgress
 from deepnarrow.step import Program, TrainState, abstract_state
+from deepnarrow.stepslog import StepsLog
 
 
 # --- evaluation ----------------------------------------------------------------------------------
@@ -81,6 +83,7 @@ class _Loop:
     """The parts of one call of `train`."""
 
     program: Program
+    source: Source
     seed: int
     batch_size: int
     run: RunOptions
@@ -101,8 +104,10 @@ class _Loop:
             while stream.step < total:
                 if self.should_stop():
                     raise Preempted("asked to stop while training")
-                state, metrics = self.program.step(state, self.program.put(next(stream)), seed)
+                batch = next(stream)
                 step = stream.step
+                self.note_order(step, batch[EXAMPLE_ID])
+                state, metrics = self.program.step(state, self.program.put(batch), seed)
                 # Waiting for the step before keeps the device busy and the host one ahead.
                 if previous is not None:
                     finite = bool(previous["finite"][0])
@@ -118,6 +123,16 @@ class _Loop:
             self.save(state, stream.step)
             return state, self.diverged(state) or "preempted"
         return state, self.diverged(state) or "done"
+
+    def note_order(self, step: int, ids: np.ndarray) -> None:
+        """Takes the ids of the step's batch into the log; of a part, once it is what it must be."""
+        if self.log.steps is None:
+            return
+        rows = self.program.rows(self.batch_size)
+        if rows is not None:
+            own, ids = ids, example_ids(self.source, self.seed, self.batch_size, step)
+            assert np.array_equal(own, ids[rows]), "the stream gave other rows than its order has"
+        self.log.steps.update(step, ids)
 
     def due(self, step: int) -> bool:
         every = (self.run.log_every, self.run.checkpoint_every, *(w.every for w in self.watches))
@@ -136,6 +151,8 @@ class _Loop:
         return False
 
     def write_log(self, step: int) -> None:
+        if self.log.steps is not None:
+            self.log.steps.write(step)
         values = self.log.meter.means()
         del values["finite"]
         self.log.meter = Meter()
@@ -163,6 +180,8 @@ class _Loop:
         if self.checkpointer is None or not bool(state.finite):
             return
         if self.checkpointer.latest_step() != step:
+            if self.log.steps is not None:
+                self.log.steps.write(step)
             self.checkpointer.save(step, state, self.log.extra())
             self.log.timer.pause()
 
@@ -182,7 +201,7 @@ def train(
     initial_params: Params | None = None, checkpointer: Checkpointer | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     on_log: Callable[[int, Mapping[str, float]], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None, steps_log: StepsLog | None = None,
 ) -> TrainResult:
     """Trains for `program.total_steps` updates, going on from the newest checkpoint, if any.
 
@@ -206,6 +225,7 @@ def train(
       on_log: called as `on_log(step, {"train/loss": ...})` with every point of the curve.
       should_stop: asked before each step and each batch of `validation`; if it says True, the
         state is saved and training ends as `preempted`.
+      steps_log: where the order of the examples is logged, and verified on resuming.
 
     Returns:
       The result. A loss, gradient or update that is not finite is never applied and ends training
@@ -213,11 +233,15 @@ def train(
 
     Raises:
       InputError: the seed or batch size is out of range, the source is empty, or the checkpoint
-        belongs to another model or ends beyond `total_steps`.
+        belongs to another model or ends beyond `total_steps`; the order of the examples is not
+        the one that the run had.
     """
     check_seed(seed)
     state, extra = _begin(program, seed, initial_params, checkpointer)
-    start, log = int(state.step), RunLog.make(stage, extra)
+    start, log = int(state.step), RunLog.make(stage, extra, steps_log)
+    if steps_log is not None:
+        steps_log.resume(start, extra.get("order"),
+                         functools.partial(example_ids, source, seed, batch_size))
     should_stop = should_stop or (lambda: False)
 
     def validate(step: int, params: Params) -> dict[str, float]:
@@ -230,7 +254,7 @@ def train(
         watches.append(_Watch("validation", run.eval_every, True, validate))
     if few_shot is not None:
         watches.append(_Watch("few_shot", run.few_shot_every, False, few_shot))
-    loop = _Loop(program, seed, batch_size, run, tuple(watches), checkpointer, on_log,
+    loop = _Loop(program, source, seed, batch_size, run, tuple(watches), checkpointer, on_log,
                  should_stop, log,
                  RunProgress(progress, program.total_steps, batch_size, start))
     loop.progress.update(start, now=True)

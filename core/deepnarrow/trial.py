@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,18 +20,20 @@ from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.config import StudyConfig, batch_sizes, resolve_options
 from deepnarrow.data import eval_batches
 from deepnarrow.errors import InputError, Preempted, shorten
-from deepnarrow.files import write_json
-from deepnarrow.hosts import AgreedStop, Hosts
+from deepnarrow.files import WorkdirLock, write_json
+from deepnarrow.hosts import Hosts
 from deepnarrow.mesh import MeshShape, choose_mesh
-from deepnarrow.modality import Metric, Task
+from deepnarrow.modality import Task
 from deepnarrow.observers import OnLog, observer, trial_facts
 from deepnarrow.plugins import notify
-from deepnarrow.protocol import AUTO, OptimizerConfig
+from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record, Stage
+from deepnarrow.resume import changes, judge, plugin_versions
 from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
+from deepnarrow.running import say_running, touch
 from deepnarrow.sharding import Layout, make_layout
 from deepnarrow.step import Program, make_program, metric_names, step_bytes
-from deepnarrow.store import Store
+from deepnarrow.stepslog import STEPS_FILE, StepsLog
 from deepnarrow.train import TrainResult, evaluate, train
 from deepnarrow.transfer.fewshot import chance, extract_features, majority_accuracy, probe
 from deepnarrow.transfer.finetune import (
@@ -43,13 +43,21 @@ from deepnarrow.transfer.finetune import (
     make_finetune,
     task_labels,
 )
+from deepnarrow.trialkey import REVISION
 from deepnarrow.trialrows import (
     average_rows,
+    check_metric,
+    ended_line,
     finetune_curve,
     finetune_outcomes,
     finetune_rows,
+    probe_rows,
+    quality_rows,
     run_name,
+    upstream_rows,
 )
+from deepnarrow.trials import blank_record
+from deepnarrow.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from deepnarrow.plugins import Registry
@@ -58,7 +66,9 @@ if TYPE_CHECKING:
     from deepnarrow.trials import Cell, ModalityData, Trial, Unit
 
 EVAL_BATCH = 256
+STACKS_FILE = "stacks.txt"  # in the workdir: of all threads, where a trial hung
 SHARDING_FILE = "sharding.json"  # in a run's folder: what was split, and what could not be
+LEAVE_WAIT_S = 120.0  # for the process of an earlier attempt to save and leave
 MAX_NAMED = 3  # arrays that a note names
 # Of programs that only apply a checkpoint.
 _NO_TRAINING = OptimizerConfig("adafactor", 1e-3, "constant")
@@ -92,54 +102,85 @@ class CellPrograms:
 
 
 class UnitRunner:
-    """Runs units of one study in this process and stores their records.
+    """Runs units of one study in this process and hands over their records.
 
-    Attributes:
-      ended: trials that have a record now.
+    Args:
+      config: of the study.
+      registry: of the loaded plugins.
+      data: of each modality.
+      cells: by the trials' keys.
+      workdir: of the study.
+      claim: called with the key when a trial begins; returns the number of this attempt.
+      deliver: called with the record and that number when it has ended.
+      progress: what a person sees.
+      stop: asked before each step and batch.
+      hosts: the processes that train together; the first one alone claims and delivers.
     """
 
     def __init__(
         self, config: StudyConfig, registry: Registry, data: Mapping[str, ModalityData],
-        cells: Mapping[str, Cell], workdir: Path, store: Store | None, progress: StudyProgress,
-        stop: AgreedStop, hosts: Hosts,
+        cells: Mapping[str, Cell], workdir: Path, claim: Callable[[str], int],
+        deliver: Callable[[Record, int], object], progress: StudyProgress,
+        stop: Callable[[], bool], hosts: Hosts,
     ):
         self.config, self.registry, self.data, self.cells = config, registry, data, cells
-        self.workdir, self.store, self.progress, self.stop = workdir, store, progress, stop
-        self.hosts = hosts
+        self.workdir, self.claim, self.deliver = workdir, claim, deliver
+        self.progress, self.hosts = progress, hosts
+        self._asked = stop
+        self._watchdog: Watchdog | None = None
         self.layout = self._layout()
-        self.ended = 0
         environment.enable_compilation_cache()
         # Raw inputs do not depend on shape or seed: one probe a modality and task.
         self.raw_probe = functools.cache(self._raw_probe)
 
+    def stop(self) -> bool:
+        """Whether to stop; the question itself is a sign of progress."""
+        if self._watchdog is not None:
+            self._watchdog.beat()
+        return self._asked()
+
     def run_unit(self, unit: Unit) -> bool:
         """Runs a unit's trials; returns False when asked to stop."""
+        run = self.config.run
+        with Watchdog(run.hang_after_s, run.compile_within_s, self.workdir / STACKS_FILE,
+                      lambda: touch(self.workdir)) as self._watchdog:
+            return self._run_trials(unit)
+
+    def _run_trials(self, unit: Unit) -> bool:
         programs: CellPrograms | None = None
         for trial in unit.trials:
             if self.stop():
                 return False
             self._say(trial)
+            attempt = self.claim(trial.key) if self.hosts.first else 0
             try:
-                programs = programs or self._build(trial)
-                record = self._run(trial, programs)
+                with self._alone(trial):
+                    programs = programs or self._build(trial)
+                    record = self._run(trial, programs)
             except Preempted:
                 return False
             except Exception as error:  # the trial fails, the study goes on
                 record = self._failed(trial, error)
-            self.ended += 1
-            if self.store is not None:
-                self.store.add(record)
+            if self.hosts.first:
+                record = dataclasses.replace(
+                    record, environment={**record.environment, "attempt": attempt})
+                self.deliver(record, attempt)
                 notify(self.registry, "deepnarrow_run_end", record=record.to_dict(),
                        info=trial_facts(trial, self.config, self.workdir))
-            self.progress.ended(_line(record))
+            self.progress.ended(ended_line(record))
         return True
+
+    def _alone(self, trial: Trial) -> contextlib.AbstractContextManager[Any]:
+        """Holds the run directory: the process of an earlier attempt may still be saving there."""
+        if not self.hosts.first:
+            return contextlib.nullcontext()
+        return WorkdirLock(self._directory(trial), wait_s=LEAVE_WAIT_S)
 
     def _say(self, trial: Trial) -> None:
         self.progress.stage(f"{trial.modality} {trial.shape.name} seed {trial.seed}")
         if self.hosts.first:
-            write_json(self.workdir / "running.json", {
-                "pid": os.getpid(), "key": trial.key, "modality": trial.modality,
-                "name": trial.shape.name, "seed": trial.seed})
+            say_running(self.workdir, {"key": trial.key, "modality": trial.modality,
+                                       "name": trial.shape.name, "seed": trial.seed})
 
     def _layout(self) -> Layout | None:
         """How the devices that are here share the work; None for one of them."""
@@ -167,7 +208,7 @@ class UnitRunner:
         if trial.checkpoint is not None:
             return CellPrograms(program, finetunes, None)
         batch = next(eval_batches(data.upstream.train, trial.protocol.pretraining.batch_size))
-        _check_metric(data.upstream.metric, metric_names(program, batch), trial.modality)
+        check_metric(data.upstream.metric, metric_names(program, batch), trial.modality)
         return CellPrograms(program, finetunes, step_bytes(program, batch))
 
     # --- stages -------------------------------------------------------------------------------
@@ -192,6 +233,7 @@ class UnitRunner:
         upstream = self.data[trial.modality].upstream
         if self.hosts.first:
             write_run(self._directory(trial), self._run_info(trial))
+        steps = self._open_steps(trial)
         with Checkpointer(self._directory(trial) / CHECKPOINTS) as checkpointer:
             result = train(
                 program, upstream.train, seed=trial.seed,
@@ -199,13 +241,32 @@ class UnitRunner:
                 validation=upstream.validation, checkpointer=checkpointer,
                 progress=self.progress.steps, should_stop=self.stop,
                 on_log=self._watch(trial, "upstream", program.total_steps),
-                few_shot=self._few_shot_curve(trial, program))
+                few_shot=self._few_shot_curve(trial, program), steps_log=steps)
         _stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
         measured.seconds["upstream"] = result.seconds
         if result.status == "done":
-            measured.metrics.extend(_upstream_rows(upstream.metric, result))
+            measured.metrics.extend(upstream_rows(upstream.metric, result))
         return result
+
+    def _open_steps(self, trial: Trial) -> StepsLog:
+        """Opens the run's log, and compares what it was begun with to what is here now."""
+        batch_size = trial.protocol.pretraining.batch_size
+        path = self._directory(trial) / STEPS_FILE
+        log = StepsLog(path if self.hosts.first else None, {
+            "seed": trial.seed, "batch_size": batch_size,
+            "num_examples": self.data[trial.modality].upstream.train.num_examples})
+        conditions = {
+            **self._sharding(), "revision": REVISION, "versions": environment.versions(),
+            "plugins": plugin_versions(self.registry, trial.modality, trial.architecture),
+            "devices": jax.device_count(), "device": jax.devices()[0].device_kind,
+            "platform": jax.devices()[0].platform, "run": dataclasses.asdict(self.config.run)}
+        if log.lines.opened:
+            told = judge(f"run {trial.key}", changes(log.lines.opened[-1], conditions))
+            if told is not None:
+                self.progress.note(f"note: {told}")
+        log.open(conditions)
+        return log
 
     def _checkpoint(self, trial: Trial, program: Program, measured: Measured) -> Any:
         """Reads the checkpoint that stands for pre-training, adapted to the data's options."""
@@ -227,8 +288,8 @@ class UnitRunner:
                 upstream = data.upstream
                 means = evaluate(program, program.put_params(params), upstream.validation,
                                  self._eval_batch(), self.stop)
-                _check_metric(upstream.metric, set(means), trial.modality)
-                measured.metrics.extend(_quality_rows(upstream.metric, means))
+                check_metric(upstream.metric, set(means), trial.modality)
+                measured.metrics.extend(quality_rows(upstream.metric, means))
             return program.put_params(params)
 
     def _watch(
@@ -250,7 +311,7 @@ class UnitRunner:
             task = self.data[trial.modality].tasks[name]
             for origin, network in origins:
                 train_xy, test_xy = self._features(task, program, network)
-                rows, outcomes = _probe_rows(task, stage, train_xy, test_xy, origin)
+                rows, outcomes = probe_rows(task, stage, train_xy, test_xy, origin)
                 measured.metrics.extend(rows)
                 measured.outcomes.extend(outcomes if origin == "pretrained" else ())
             measured.metrics.extend(self.raw_probe(trial.modality, name, stage))
@@ -302,7 +363,7 @@ class UnitRunner:
         ]
         if task.baseline is not None:
             train_xy, test_xy = ((task.baseline(s), labels[s]) for s in ("train", "test"))
-            rows += _probe_rows(task, stage, train_xy, test_xy, "raw")[0]
+            rows += probe_rows(task, stage, train_xy, test_xy, "raw")[0]
         return rows
 
     def _fine_tune(
@@ -411,16 +472,11 @@ class UnitRunner:
             self._blank(trial),
             costs={"params_total": float(self.cells[trial.key].costs.params_total)},
             environment={**environment.describe(), "error": shorten(what, 500),
+                         "bad_input": isinstance(error, InputError),
                          "traceback": str((directory / "error.txt").relative_to(self.workdir))})
 
     def _blank(self, trial: Trial) -> Record:
-        """The record of a trial that has measured nothing."""
-        return Record(
-            key=trial.key, study=self.config.name, modality=trial.modality,
-            architecture=trial.architecture, name=trial.shape.name,
-            shape=trial.shape.shape.to_dict(), seed=trial.seed, status="failed",
-            config=json.loads(json.dumps(trial.config())), costs={},
-            flop_convention=self.cells[trial.key].costs.convention, environment={})
+        return blank_record(self.config.name, trial, self.cells[trial.key])
 
 
 def finetune_seed(seed: int, index: int) -> int:
@@ -437,59 +493,6 @@ def _trained_together(stage: FineTune, tasks: Mapping[str, Task]) -> list[tuple[
     return [named] if stage.mixture == "proportional" else [(task,) for task in named]
 
 
-def _line(record: Record) -> str:
-    best = [f"{m.metric} {m.value:.4g}" for m in record.metrics
-            if m.stage == "upstream" and m.value is not None]
-    if record.status == "failed":
-        best = [record.environment["error"], f"traceback in {record.environment['traceback']}"]
-    head = f"{record.modality} {record.name} seed {record.seed}: {record.status}"
-    return ", ".join([head, *best])
-
-
 def _stop_if(stop: bool) -> None:
     if stop:
         raise Preempted
-
-
-def _check_metric(metric: Metric, known: set[str], modality: str) -> None:
-    if metric.name not in known:
-        raise InputError(f"modality {modality!r}", "its model does not measure upstream's metric",
-                         got=metric.name, expected=f"one of {', '.join(sorted(known))}")
-
-
-def _upstream_rows(metric: Metric, result: TrainResult) -> list[MetricRow]:
-    """Quality on the validation split after the last step, which `train` has evaluated."""
-    return _quality_rows(metric, {
-        p.name.removeprefix("validation/"): p.value for p in result.curve
-        if p.name.startswith("validation/") and p.step == result.steps})
-
-
-def _quality_rows(metric: Metric, means: Mapping[str, float | None]) -> list[MetricRow]:
-    """Upstream's metric and the loss."""
-    rows = [MetricRow("upstream", "", metric.name, metric.direction, means[metric.name])]
-    if metric.name != "loss":
-        rows.append(MetricRow("upstream", "", "loss", "min", means["loss"]))
-    return rows
-
-
-def _probe_rows(
-    task: Task, stage: FewShot, train_xy: tuple[np.ndarray, np.ndarray],
-    test_xy: tuple[np.ndarray, np.ndarray], origin: Origin,
-) -> tuple[list[MetricRow], list[Outcome]]:
-    """Probes all shots and seeds with every strength: a row and every test example's outcome."""
-    assert task.num_classes is not None
-    result = probe(*train_xy, *test_xy, num_classes=task.num_classes, shots=stage.shots,
-                   seeds=range(stage.seeds), l2=stage.strengths)
-    rows, outcomes = [], []
-    for i, l2 in enumerate(result.l2):
-        name = "accuracy_l2_auto" if l2 == AUTO else "accuracy"
-        for j, shots in enumerate(result.shots):
-            for k, seed in enumerate(result.seeds):
-                rows.append(MetricRow("few_shot", task.name, name, "max",
-                                      float(result.accuracy[i, j, k]), origin, shots, seed))
-                outcomes.append(Outcome("few_shot", task.name, name, origin,
-                                        tuple(map(float, result.correct[i, j, k])), shots, seed))
-                if l2 == AUTO:
-                    rows.append(MetricRow("few_shot", task.name, "l2", "min",
-                                          float(result.strength[i, j, k]), origin, shots, seed))
-    return rows, outcomes

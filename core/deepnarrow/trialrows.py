@@ -1,13 +1,19 @@
-"""What fine-tuning a checkpoint adds to a trial's record."""
+"""The rows of a trial's record: what each stage adds to it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from deepnarrow.modality import Modality, Task
-from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome
+import numpy as np
+
+from deepnarrow.errors import InputError
+from deepnarrow.modality import Metric, Modality, Task
+from deepnarrow.protocol import AUTO, FewShot
+from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record
+from deepnarrow.train import TrainResult
+from deepnarrow.transfer.fewshot import probe
 from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskResult
 from deepnarrow.transfer.selection import quality
 
@@ -99,3 +105,58 @@ def _selected(task: Task, run: str, found: TaskResult) -> Iterator[CurvePoint]:
         if split != "test":
             yield CurvePoint("fine_tune", step, f"{task.name}/{run}/selected/{split}/"
                              f"{task.metric.name}", quality(task, found.scores[split]))
+
+
+def check_metric(metric: Metric, known: set[str], modality: str) -> None:
+    """Raises `InputError` where upstream's metric is none that the model measures."""
+    if metric.name not in known:
+        raise InputError(f"modality {modality!r}", "its model does not measure upstream's metric",
+                         got=metric.name, expected=f"one of {', '.join(sorted(known))}")
+
+
+def upstream_rows(metric: Metric, result: TrainResult) -> list[MetricRow]:
+    """Quality on the validation split after the last step, which `train` has evaluated."""
+    return quality_rows(metric, {
+        p.name.removeprefix("validation/"): p.value for p in result.curve
+        if p.name.startswith("validation/") and p.step == result.steps})
+
+
+def quality_rows(metric: Metric, means: Mapping[str, float | None]) -> list[MetricRow]:
+    """Upstream's metric and the loss."""
+    rows = [MetricRow("upstream", "", metric.name, metric.direction, means[metric.name])]
+    if metric.name != "loss":
+        rows.append(MetricRow("upstream", "", "loss", "min", means["loss"]))
+    return rows
+
+
+def probe_rows(
+    task: Task, stage: FewShot, train_xy: tuple[np.ndarray, np.ndarray],
+    test_xy: tuple[np.ndarray, np.ndarray], origin: Origin,
+) -> tuple[list[MetricRow], list[Outcome]]:
+    """Probes all shots and seeds with every strength: a row and every test example's outcome."""
+    assert task.num_classes is not None
+    result = probe(*train_xy, *test_xy, num_classes=task.num_classes, shots=stage.shots,
+                   seeds=range(stage.seeds), l2=stage.strengths)
+    rows, outcomes = [], []
+    for i, l2 in enumerate(result.l2):
+        name = "accuracy_l2_auto" if l2 == AUTO else "accuracy"
+        for j, shots in enumerate(result.shots):
+            for k, seed in enumerate(result.seeds):
+                rows.append(MetricRow("few_shot", task.name, name, "max",
+                                      float(result.accuracy[i, j, k]), origin, shots, seed))
+                outcomes.append(Outcome("few_shot", task.name, name, origin,
+                                        tuple(map(float, result.correct[i, j, k])), shots, seed))
+                if l2 == AUTO:
+                    rows.append(MetricRow("few_shot", task.name, "l2", "min",
+                                          float(result.strength[i, j, k]), origin, shots, seed))
+    return rows, outcomes
+
+
+def ended_line(record: Record) -> str:
+    """What is said of a trial that has ended."""
+    best = [f"{m.metric} {m.value:.4g}" for m in record.metrics
+            if m.stage == "upstream" and m.value is not None]
+    if record.status == "failed":
+        best = [record.environment["error"], f"traceback in {record.environment['traceback']}"]
+    head = f"{record.modality} {record.name} seed {record.seed}: {record.status}"
+    return ", ".join([head, *best])

@@ -7,6 +7,7 @@ seconds.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
 from deepnarrow.pretrained import Pretrained, open_pretrained
 from deepnarrow.protocol import FewShot, FineTune, Protocol
+from deepnarrow.records import Record
+from deepnarrow.settings import build
 from deepnarrow.transfer.fewshot import check_labels
 from deepnarrow.trialkey import REVISION, trial_key
 
@@ -87,7 +90,7 @@ class Trial:
             "shape": self.shape.shape.to_dict(),
             "options": dict(self.options),
             "data": dict(self.data),
-            "protocol": dataclasses.asdict(self.protocol),
+            "protocol": _canonical(self.protocol),
             "seed": self.seed,
             **rare,
         }
@@ -96,6 +99,14 @@ class Trial:
     def key(self) -> str:
         """Hash of `config()`: no workdir, launcher, logging or device in it."""
         return trial_key(self.config())
+
+
+def _canonical(protocol: Protocol) -> dict[str, Any]:
+    """A protocol's values as its file would have them: 20 where a number is meant is 20.0.
+
+    Else a study that a program describes would have other keys in its workers than in the command.
+    """
+    return dataclasses.asdict(build(Protocol, dataclasses.asdict(protocol), "protocol"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,3 +338,12 @@ def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
         train_flops_per_example=costs.flops_train_per_example)
     protocol.pretraining.optimizer.check_steps(f"{where}.optimizer", steps)
     return Cell(trial, costs, steps)
+
+
+def blank_record(study: str, trial: Trial, cell: Cell) -> Record:
+    """Returns the record of a trial that has measured nothing: `failed`, without numbers."""
+    return Record(
+        key=trial.key, study=study, modality=trial.modality, architecture=trial.architecture,
+        name=trial.shape.name, shape=trial.shape.shape.to_dict(), seed=trial.seed, status="failed",
+        config=json.loads(json.dumps(trial.config())), costs={},
+        flop_convention=cell.costs.convention, environment={})

@@ -753,7 +753,7 @@ def test_study_calls_the_study_and_shows_its_fronts(run, monkeypatch, workdir, t
     arguments = ("study", str(path), "--workdir", str(workdir), "--set", "run.log_every=3")
     code, out, _ = run(*arguments)
     assert code == 0
-    assert calls == [("s", 3, str(workdir), "local", 1)]
+    assert calls == [("s", 3, str(workdir), "inline", 1)]
     assert "toy: Upstream loss" in out
     assert "trained 6 trials in 1 min 15 s" in out
     assert f"report: {workdir / 'report.html'}" in out

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepnarrow.errors import InputError
-from deepnarrow.files import WorkdirLock, is_alive, write_bytes, write_json
+from deepnarrow.files import WorkdirLock, is_alive, safe_join, write_bytes, write_json
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -69,3 +69,16 @@ def test_a_process_that_ended_and_was_not_waited_for_is_not_alive():
     child.wait()
     child.stdout.close()
     assert not is_alive(child.pid)
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", "a/..", "x\0y"])
+def test_names_from_data_do_not_lead_out(tmp_path, name):
+    with pytest.raises(InputError, match="plan: names a file outside of its folder"):
+        safe_join(tmp_path, name, "plan")
+
+
+def test_names_from_data_do_not_lead_through_links(tmp_path):
+    (tmp_path / "there").symlink_to(tmp_path.parent)
+    with pytest.raises(InputError, match="is a link, which is not followed"):
+        safe_join(tmp_path, "there/x", "plan")
+    assert safe_join(tmp_path, "a/b", "plan") == tmp_path / "a" / "b"

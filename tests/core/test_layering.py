@@ -23,7 +23,8 @@ HEAVY = ("jax", "flax", "optax", "grain", "orbax", "tensorflow")
 WITHOUT_JAX = [
     "deepnarrow", "agreement", "bootstrap", "builtin", "claims", "cli", "cli.analysis",
     "cli.claims", "cli.compare", "cli.fit", "cli.listing", "cli.parser", "cli.probe", "cli.shape",
-    "cli.study", "cli.train", "cli.transfer", "cli.weights", "compare", "config", "contract",
+    "cli.study", "cli.train", "cli.transfer", "cli.weights", "compare", "config", "containment",
+    "contract",
     "cost", "dominance", "errors", "export", "foreign", "hardware", "hookspecs", "hosts",
     "hypervolume", "lawfit", "lawforms", "laws", "layers.transformer", "mesh", "modality",
     "operators", "ops", "pareto", "plugins", "pretrained", "protocol", "records", "regions",

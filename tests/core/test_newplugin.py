@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
@@ -51,6 +54,40 @@ def test_it_keeps_every_promise_and_runs_its_study(tmp_path):
     done = deepnarrow(environment, "study", str(folder / "study.py"), "--workdir",
                       str(tmp_path / "run"), "--json", "--set", "seeds=(0,)")
     assert json.loads(done.stdout)["counts"] == {"done": 3}, done.stderr
+
+
+def tutorial():
+    """The tutorial's commands and what each prints."""
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    block = text.split("```console\n")[1].split("```")[0]
+    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
+    assert len(steps) == 6
+    return [(shlex.split(command), expected) for command, expected in steps]
+
+
+def check_tutorial(steps, tmp_path, monkeypatch):
+    """Runs commands in an empty folder; what pip installs goes to a folder of the test's own."""
+    work = tmp_path / "empty"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    environment = dict(os.environ)
+    for (program, *arguments), expected in steps:
+        if program == "pip":
+            environment = install(tmp_path, work / arguments[-1].removesuffix("[dev]"))
+            continue
+        done = deepnarrow(environment, *arguments)
+        assert done.returncode == 0, done.stderr
+        parts = [re.escape(" ".join(part.split())) for part in expected.split("...")]
+        assert re.fullmatch(".*".join(parts), " ".join(done.stdout.split())), done.stdout
+
+
+def test_the_tutorials_quick_commands_print_what_it_says(tmp_path, monkeypatch):
+    check_tutorial(tutorial()[:3], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_tutorial_prints_what_it_says(tmp_path, monkeypatch):
+    check_tutorial(tutorial(), tmp_path, monkeypatch)
 
 
 def test_it_is_whole_short_and_names_nothing_else(tmp_path):

@@ -120,7 +120,7 @@ def test_every_kind_is_registered_by_name(toy):
         shape_ops=[ShapeOp("PS", (), "the patch", "made up", option="patch_size")],
         strategies=[Strategy("mine", lambda *_: None, "made up")],  # pyright: ignore[reportArgumentType]
         law_forms=[LawForm("line", ("a", "b"), lambda p, x: x, "made up")],
-        launchers=[Launcher("here", lambda units, run: None)])])
+        launchers=[Launcher("here", lambda units, session: None)])])
     assert registry.modalities["toy"] is modality
     assert registry.architecture("toy_mlp") is architecture
     assert registry.tasks["toy"]["speech"].num_classes == 2
@@ -255,7 +255,7 @@ def test_a_broken_plugin_is_contained(install, fault):
 
 
 def test_a_plugin_that_hangs_is_named_while_it_does(install, monkeypatch, capsys):
-    monkeypatch.setattr("deepnarrow.plugins.PATIENCE", 0.05)
+    monkeypatch.setattr("deepnarrow.containment.PATIENCE", 0.05)
     slow = "import time\ntime.sleep(0.4)\n"
     registry = load_plugins([
         *install("acme-slow", {"slow": slow + GOOD.format(name="slow")}),

@@ -141,6 +141,7 @@ def test_directions_by_name(tmp_path):
 def test_records_and_their_export_are_one_table(tmp_path):
     probe = [MetricRow("few_shot", "digits", "accuracy", "max", v, shots=5, shot_seed=i)
              for i, v in enumerate((0.2, 0.4))]
+    probe += [MetricRow("few_shot", "digits", "accuracy", "max", 0.6, "raw", 5, i) for i in (0, 1)]
     records = [record(seed=0, metrics=probe), record(seed=1, loss=2.0),
                record("wide", status="failed"), record("deep", loss=None)]
     with Store(tmp_path / "r.sqlite") as store:
@@ -158,6 +159,10 @@ def test_records_and_their_export_are_one_table(tmp_path):
         assert values_of(tiny, "upstream/loss").mean.tolist() == [1.5]
         assert values_of(tiny, "digits/few_shot@5").mean == pytest.approx([0.3])
         assert tiny.columns["depth"].tolist() == [3, 3]
+        assert list(tiny.beside) == ["raw"]
+        raw = tiny.beside["raw"]["digits/few_shot@5"]
+        assert raw[tiny.seed == "0"] == pytest.approx([0.6])
+        assert np.isnan(raw[tiny.seed == "1"]).all()
         assert find_column(table, "params", "cost") == "params_non_embedding"
     assert count_non_finite(direct, "upstream/loss") == 1
     assert set(direct.columns["budget_kind"]) == {"examples"}

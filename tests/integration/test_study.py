@@ -115,6 +115,10 @@ def test_a_study_ends_with_every_record_and_never_runs_one_twice(tmp_path, regis
         assert {p.stage for p in curve} == {"upstream", "fine_tune"}
         assert {o.stage for o in outcomes} == {"few_shot", "fine_tune"}
         assert all(len(o.values) == 41 for o in outcomes)  # the toy's test split
+    with Store(tmp_path / "records.sqlite", read_only=True) as store:
+        costs = [record.costs for record in store.records()]
+    for one in costs:  # 40 steps on one device
+        assert one["chip_hours"] == pytest.approx(one["step_time_s"] * 40 / 3600)
     assert (tmp_path / "report" / "report.html").exists()
     for key in before:  # every trial is a run directory
         info = read_run(tmp_path / "runs" / key)
@@ -230,6 +234,19 @@ def test_a_cell_that_fails_is_recorded_and_retried_and_the_study_goes_on(
     monkeypatch.undo()
     assert run_study(config, tmp_path, registry).trained == 1
     assert study_status(tmp_path)["done"] == 3
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("error", "code"), [
+    (RuntimeError("planted"), 1), (InputError("model", "cannot be"), 2)])
+def test_a_study_whose_every_trial_failed_says_so_by_its_exit_code(
+        tmp_path, registry, monkeypatch, error, code):
+    def make_model(modality, architecture, shape, options):
+        raise error
+
+    monkeypatch.setattr("deepnarrow.trial.make_model", make_model)
+    summary = run_study(make_config(seeds=(0,)), tmp_path, registry)
+    assert (dict(summary.counts), summary.exit_code) == ({"failed": 3}, code)
 
 
 def test_keys_hash_what_determines_the_result_and_nothing_else(registry):
@@ -421,7 +438,8 @@ def test_status_of_a_damaged_plan_is_bad_input(tmp_path, plan):
 @pytest.mark.parametrize("state", ["[]", '{"pid": 99999999999999999999, "key": ""}', '{"pid": 1}'])
 def test_status_ignores_a_damaged_running_file(tmp_path, state):
     (tmp_path / "plan.json").write_text('[{"key": "k", "modality": "toy"}]')
-    (tmp_path / "running.json").write_text(state)
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / "here-1.json").write_text(state)
     status = study_status(tmp_path)
     assert (status["running"], status["todo"], status["seconds_left"]) == ([], 1, None)
 

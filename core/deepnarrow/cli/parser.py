@@ -238,8 +238,9 @@ def _study(parser: Parser) -> None:
     parser.add_argument("--workdir", metavar="DIR", action=Once, help="where everything goes; a "
                         "study that is there goes on")
     _set(parser, "KEY=VALUE", "changes the config, e.g. run.log_every=5; several may be given")
-    parser.add_argument("--launcher", action=Once, default="local",
-                        help="what runs the trials (default: local)")
+    parser.add_argument("--launcher", action=Once, default="inline",
+                        help="what runs the trials: inline, in this process (default); local, a "
+                        "process each; ray; slurm; or a plugin's")
     parser.add_argument("--dry-run", action=OnceFlag,
                         help="show cells, costs, time and disk; train nothing")
     _processes(parser)

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> Output:
                 "counts": dict(summary.counts), "seconds": summary.seconds,
                 "files": [str(path) for path in summary.files]}
     return Output(document, lambda console: _show_summary(console, summary),
-                  quiet=not hosts.first)
+                  exit_code=summary.exit_code, quiet=not hosts.first)
 
 
 def _show_cells(console: Console, cells: list[dict[str, Any]]) -> None:
@@ -81,11 +81,16 @@ def status(options: argparse.Namespace) -> Output:
 def _show_status(console: Console, state: dict[str, Any]) -> None:
     left = state["seconds_left"]
     rows = [(name, len(value) if isinstance(value, list) else value)
-            for name, value in state.items() if name != "seconds_left"]
+            for name, value in state.items() if name not in ("seconds_left", "data_order")]
     console.print(table(["trials", "number:"], rows))
     for trial in state["running"]:
         known = (trial.get(key) for key in ("modality", "name", "seed"))
         console.print("now: " + " ".join(str(v) for v in known if v is not None), markup=False)
+    order = state["data_order"]
+    console.print(f"logs of the order of data: {order['checked']}, damaged: "
+                  f"{len(order['damaged'])}")
+    for message in order["damaged"]:
+        console.print(f"damaged: {message}", markup=False)
     console.print(f"time left: {'unknown yet' if left is None else 'about ' + duration(left)}")
 
 

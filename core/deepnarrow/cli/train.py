@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from deepnarrow.config import StudyConfig
     from deepnarrow.study import TrainSummary
 
-EXIT_FAILED = 1
 EXIT_DIVERGED = 3
 
 
@@ -26,7 +25,7 @@ def run(options: argparse.Namespace) -> Output:
     from deepnarrow.config import load_config
     from deepnarrow.hosts import join
     from deepnarrow.plugins import registry
-    from deepnarrow.study import train_one
+    from deepnarrow.study import exit_code_of, train_one
 
     config = load_config(options.config, options.settings)
     check_single(config)
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace) -> Output:
     status = summary.record.status
     if status == "failed" and hosts.first:
         print(f"error: {shorten(summary.record.environment['error'], 500)}", file=sys.stderr)
-    code = {"failed": EXIT_FAILED, "diverged": EXIT_DIVERGED}.get(status, 0)
+    code = {"failed": exit_code_of([summary.record]), "diverged": EXIT_DIVERGED}.get(status, 0)
     document = _document(summary)
     return Output(document, lambda console: _show(console, document), exit_code=code,
                   quiet=not hosts.first)

@@ -97,8 +97,9 @@ def _cell(
     options: Mapping[str, Any], batch_size: int, optimizer: OptimizerConfig, steps: int,
 ) -> Cell:
     check_operators(named, architecture)
-    resolved = {remat: resolve_options(modality.options, {**options, "remat": remat},
-                                       f"shape {named.name!r}") for remat in REMATS}
+    resolved: dict[Remat, ConfigDict] = {
+        remat: resolve_options(modality.options, {**options, "remat": remat},
+                               f"shape {named.name!r}") for remat in REMATS}
     costs: dict[Remat, Costs] = {
         remat: count_costs(modality, architecture, named.shape, resolved[remat])
         for remat in REMATS}

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int
 
 from deepnarrow.errors import InputError, shorten
-from deepnarrow.files import cache_dir, write_bytes
+from deepnarrow.files import cache_dir, safe_join, write_bytes
 from deepnarrow_text_t5.cache import digest
 from deepnarrow_text_t5.vocabulary import Vocabulary, parse_vocabulary
 
@@ -155,10 +155,12 @@ def _verify(
     facts = []
     for file in files:
         name, size = file["file"], file["bytes"]
-        if Path(name).name != name or not isinstance(size, int):
-            raise InputError(where, "the manifest names a file outside it", got=repr(name))
+        if not isinstance(name, str) or not isinstance(size, int):
+            raise InputError(where, "the manifest has a file without name or size",
+                             got=repr(name))
+        path = safe_join(directory, name, where)
         try:
-            stat = (directory / name).stat()
+            stat = path.stat()
         except OSError as error:
             raise _damaged(where, name, f"cannot be read: {error.strerror}") from error
         if stat.st_size != size:
