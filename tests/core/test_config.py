@@ -231,7 +231,8 @@ TOY = "modalities.toy"
 
 @pytest.mark.parametrize(("override", "expected"), [
     ("run.log_evry=5", "unknown key (expected one of log_every, eval_every, checkpoint_every, "
-                       "few_shot_every, tensorboard). Hint: did you mean log_every?"),
+                       "few_shot_every, tensorboard, hang_after_s, compile_within_s). Hint: did "
+                       "you mean log_every?"),
     ("nmae=x", "unknown key"),
     ("modalities.txt.shapes=('tiny',)", "unknown key (expected one of toy)"),
     (f"{TOY}.protocol.budget.amout=3", "Hint: did you mean amount?"),
@@ -316,7 +317,8 @@ def test_errors_of_the_file_name_file_and_path(tmp_path):
     path.write_text("def get_config():\n    return {'seeds': [0, '1'], 'extra': 1, 'modalities': "
                     "{'a': {'shapes': ['tiny', 3], 'protocol': None}, 'b': 7}}\n")
     assert refusals(path) == [
-        f"{path}: extra: unknown key (expected one of name, seeds, modalities, run, sharding)",
+        f"{path}: extra: unknown key (expected one of name, seeds, modalities, run, sharding, "
+        "launch)",
         f"{path}: name: is missing",
         f"{path}: seeds[1]: has a wrong type, str (got '1'; expected an integer). Hint: write it "
         "without quotes",

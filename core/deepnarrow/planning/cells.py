@@ -101,8 +101,8 @@ def _cell(
         remat: resolve_options(modality.options, {**options, "remat": remat},
                                f"shape {named.name!r}") for remat in REMATS}
     costs: dict[Remat, Costs] = {
-        remat: count_costs(modality, architecture, named.shape, chosen)
-        for remat, chosen in resolved.items()}
+        remat: count_costs(modality, architecture, named.shape, resolved[remat])
+        for remat in REMATS}
     plain = resolved["none"]
     step = Step(named.name, costs, _spec(modality).arrays(plain), batch_size, optimizer,
                 plain.compute_dtype)
