@@ -142,6 +142,7 @@ def disk_full(folder):
         with Checkpointer(folder / "checkpoints") as checkpointer:
             state, extra = checkpointer.restore(abstract)
             checkpointer.save(3, saved_state(3), {"step": 3})
+            checkpointer.wait()
             newest = checkpointer.newest_whole()
     same = np.array_equal(np.asarray(state["w"]), saved_state(extra["step"])["w"])
     print(json.dumps({"told": told, "restored": extra["step"], "same": same, "newest": newest}))
