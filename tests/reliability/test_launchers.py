@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import time
 
@@ -281,23 +282,66 @@ def test_local_gives_what_inline_gives(tmp_path):
     assert (status["running"], status["data_order"]) == ([], {"checked": 1, "damaged": []})
 
 
-@pytest.mark.usefixtures("installed")
-def test_submitit_runs_and_requeues_and_the_command_takes_up_its_jobs(tmp_path, session):
-    pytest.importorskip("submitit")
-    engine = slurm.slurm_engine(session.workdir, Launch(), cluster="local")
-    session.config = dataclasses.replace(jobs.toy_config(transfer=False))
-    trial = plan_trials(session.config, session.registry, session.data)[0][0]
+@pytest.fixture
+def one_trial(session):
+    """The session of a study of one trial without transfers, for real processes."""
+    session.config = jobs.toy_config(transfer=False)
+    session.data = {"toy": open_data(session.config.modalities["toy"], session.registry)}
+    session.trials, _ = plan_trials(session.config, session.registry, session.data)
+    (trial,) = session.trials
     session.cells = {trial.key: count_cell(trial, session.registry, session.data["toy"])}
-    session.trials = [trial]
-    pool.run(units(session), session, engine)
-    assert statuses(session) == {(0, "done")}
-    (path,) = (session.workdir / "launch").glob("*.exit")
+    return session
+
+
+@pytest.fixture
+def submitit_engine(one_trial):
+    """The engine of submitit's local executor; its processes are waited for in the end."""
+    pytest.importorskip("submitit")
+    engine, handles = slurm.slurm_engine(one_trial.workdir, Launch(), cluster="local"), []
+
+    def start(orders, memories):
+        handles.extend(engine.start(orders, memories))
+        return handles[-len(orders):]
+
+    yield dataclasses.replace(engine, start=start), handles
+    for _, job in handles:
+        job._process.wait(60)
+
+
+@pytest.mark.usefixtures("installed")
+def test_submitit_runs_a_unit_and_the_next_command_finds_its_job(one_trial, submitit_engine):
+    engine, _ = submitit_engine
+    pool.run(units(one_trial), one_trial, engine)
+    assert statuses(one_trial) == {(0, "done")}
+    launch = one_trial.workdir / "launch"
+    (path,) = launch.glob("*.exit")
     assert path.read_text() == "0"
-    jobs_file = json.loads((session.workdir / "launch" / "slurm.json").read_text())
-    again = slurm.slurm_engine(session.workdir, Launch(), cluster="local")
+    again = slurm.slurm_engine(one_trial.workdir, Launch(), cluster="local")
     [(order, handle)] = again.resume()
-    assert {str(order.path)} == jobs_file.keys()
+    assert {str(order.path)} == json.loads((launch / "slurm.json").read_text()).keys()
     assert again.poll(handle) == ("ended", "ended")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed")
+def test_a_preempted_job_saves_and_is_queued_again_by_submitit(one_trial, submitit_engine):
+    engine, handles = submitit_engine
+    polls = []
+
+    def poll(handle):
+        if not polls and list((one_trial.workdir / "running").glob("*.json")):
+            polls.append(handle)
+            controller = handles[0][1]._process.pid
+            task = pathlib.Path(f"/proc/{controller}/task/{controller}/children").read_text()
+            os.kill(int(task.split()[0]), signal.SIGUSR2)  # as SLURM does before it takes a node
+        return engine.poll(handle)
+
+    pool.run(units(one_trial), one_trial, dataclasses.replace(engine, poll=poll))
+    assert polls
+    assert statuses(one_trial) == {(0, "done")}
+    assert one_trial.store.attempts() == {one_trial.trials[0].key: 1}  # the same attempt went on
+    (log,) = (one_trial.workdir / "launch").glob("*.log")
+    assert "SIGTERM: saving, then stopping" in log.read_text()
 
 
 @pytest.mark.slow

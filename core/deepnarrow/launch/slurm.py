@@ -102,7 +102,7 @@ def _executor(workdir: Path, limits: Launch, cluster: str) -> Any:
                          expected="sbatch on the path") from error
     made.update_parameters(
         name="deepnarrow", timeout_min=limits.minutes, cpus_per_task=limits.cpus,
-        gpus_per_node=limits.gpus, slurm_use_srun=False,
+        gpus_per_node=limits.gpus,
         **({"slurm_partition": limits.partition} if limits.partition else {}))
     return made
 
