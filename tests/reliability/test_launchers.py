@@ -281,11 +281,15 @@ def test_local_gives_what_inline_gives(tmp_path):
     assert (status["running"], status["data_order"]) == ([], {"checked": 1, "damaged": []})
 
 
+# submitit's local executor lets go of a process that it has not waited for.
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("installed")
 def test_submitit_runs_and_requeues_and_the_command_takes_up_its_jobs(tmp_path, session):
     pytest.importorskip("submitit")
     engine = slurm.slurm_engine(session.workdir, Launch(), cluster="local")
-    session.config = dataclasses.replace(jobs.toy_config(transfer=False))
+    session.config = jobs.toy_config(transfer=False)
+    session.data = {"toy": open_data(session.config.modalities["toy"], session.registry)}
     trial = plan_trials(session.config, session.registry, session.data)[0][0]
     session.cells = {trial.key: count_cell(trial, session.registry, session.data["toy"])}
     session.trials = [trial]
