@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import importlib
 import importlib.metadata
+import io
 import pathlib
 import sys
 
