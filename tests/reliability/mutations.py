@@ -82,7 +82,8 @@ def run(folder, number):
         if not _noticed(copy, arguments):
             missed.append(name)
         path.write_text(text)
-    return {"n": len(names), "failures": missed, "note": "each by the tests named for it, which pass without it"}
+    return {"n": len(names), "failures": missed,
+            "note": "each by the tests named for it, which pass without it"}
 
 
 def _noticed(copy, arguments):
