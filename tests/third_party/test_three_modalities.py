@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.metadata
+import io
 import pathlib
 import sys
 
@@ -49,7 +50,8 @@ def test_three_modalities_stand_in_one_report(registry, tmp_path):
     report = tmp_path / "run" / "report"
     page = (report / "report.html").read_text()
     assert all(name in page for name in records)
-    tables = [list(csv.DictReader(path.open())) for path in sorted(report.glob("*.csv"))]
+    tables = [list(csv.DictReader(io.StringIO(path.read_text())))
+              for path in sorted(report.glob("*.csv"))]
     assert any({row.get("modality") for row in rows} == set(records) for rows in tables)
 
 
