@@ -9,9 +9,11 @@ import pytest
 import toy
 
 from deepnarrow import hookimpl
+from deepnarrow import trial as module
 from deepnarrow.config import ModalityStudy, StudyConfig
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.export import flat_rows
+from deepnarrow.launch.orders import read_order, write_order
 from deepnarrow.merge import merge_into_archive, merge_into_workdir
 from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, OptimizerConfig, Protocol, RunOptions, Tune
@@ -22,7 +24,9 @@ from deepnarrow.store import Store
 from deepnarrow.study import dry_run, planned_keys, run_study, study_status
 from deepnarrow.summary import shape_table
 from deepnarrow.table import from_records
-from deepnarrow.tuning import best_rate, choice_in
+from deepnarrow.trials import make_try, open_data, plan_trials
+from deepnarrow.tuning import Choice, best_rate, choice_in
+from deepnarrow.worker import ordered_trials
 
 TUNE = Tune((1e-4, 1e-2, 3e-2), seeds=(1000,), fraction=0.5)
 
@@ -54,12 +58,13 @@ def no_report(monkeypatch):
     monkeypatch.setattr("deepnarrow.report.write_report", lambda *_, **__: [])
 
 
-def make_config(tune=TUNE, shapes=("tiny",), seeds=(0,), optimizer=ADAMW, few_shot=None, **fields):
+def make_config(tune: Tune | None = TUNE, shapes=("tiny",), seeds=(0,), optimizer=ADAMW,
+                few_shot=None):
     protocol = Protocol(batch_size=16, budget=Budget("examples", 16 * 20), optimizer=optimizer,
                         few_shot=few_shot, tune=tune)
     study = ModalityStudy("toy", shapes, protocol, architectures=("toy_mlp",))
     return StudyConfig("tuned", seeds, {"toy": study},
-                       RunOptions(log_every=5, checkpoint_every=5), **fields)
+                       RunOptions(log_every=5, checkpoint_every=10))
 
 
 TWO = make_config(shapes=("tiny", "tiny-ff64"), seeds=(0, 1),
@@ -82,6 +87,12 @@ def facts(workdir):
         return {r.key: (r.status, r.metrics, r.curve, r.outcomes) for r in store.records()}
 
 
+def chosen(record):
+    choice = choice_in(record)
+    assert choice is not None
+    return choice
+
+
 def records(workdir):
     with Store(workdir / "records.sqlite", read_only=True) as store:
         found = store.records()
@@ -98,8 +109,7 @@ def test_each_shape_takes_the_rate_of_its_best_try(study):
         losses = {one.config["protocol"]["optimizer"]["learning_rate"]: next(
             row.value for row in one.metrics if row.metric == "loss") for one in mine}
         assert losses.keys() == set(TUNE.learning_rates)
-        choice = choice_in(trial)
-        assert choice is not None
+        choice = chosen(trial)
         assert choice.learning_rate == best_rate(losses)
         assert dict(choice.losses) == losses
         assert choice.tries == 3
@@ -135,7 +145,7 @@ def test_the_report_shows_what_each_rate_gave(study, tmp_path):
     assert "6 tries" in page
     rows = list(csv.DictReader(made["tuning.csv"].read_text().splitlines()))
     assert len(rows) == 6
-    choice = choice_in(trials[0])
+    choice = chosen(trials[0])
     (mine,) = [row for row in rows if row["shape"] == trials[0].name and row["chosen"] == "yes"]
     assert float(mine["learning_rate"]) == choice.learning_rate
     assert (float(mine["over_best"]), mine["edge"]) == (0.0, choice.edge)
@@ -157,8 +167,7 @@ def test_a_tuned_trial_is_the_one_that_is_given_the_rate(tmp_path, registry):
     """The choice decides nothing but the learning rate, and it does decide that."""
     run_study(make_config(), tmp_path / "tuned", registry)
     (trial,), _ = records(tmp_path / "tuned")
-    choice = choice_in(trial)
-    assert choice is not None
+    choice = chosen(trial)
     given = dataclasses.replace(ADAMW, learning_rate=choice.learning_rate)
     run_study(make_config(None, optimizer=given), tmp_path / "given", registry)
     (other,), tries = records(tmp_path / "given")
@@ -174,7 +183,7 @@ def test_a_study_stopped_anywhere_ends_as_one_that_was_not(tmp_path, registry, m
     with monkeypatch.context() as patched:
         patched.setattr(StopRequest, "__call__", lambda self: asked.append(0))
         run_study(config, tmp_path / "whole", registry)
-    for stop_at in (5, len(asked) // 3, len(asked) - 4):  # in a try, in the other, in the trial
+    for stop_at in (len(asked) // 3, len(asked) - 4):  # in the second try, in the trial
         workdir, questions = tmp_path / f"cut{stop_at}", iter(range(stop_at))
         with monkeypatch.context() as patched:
             patched.setattr(
@@ -194,13 +203,13 @@ def test_an_optimum_at_the_edge_is_flagged_or_extends_the_grid(tmp_path, registr
     low = Tune((1e-6, 1e-5), seeds=(1000, 1001))  # of rates that are far too small the larger wins
     run_study(make_config(low), tmp_path, registry)
     (trial,), tries = records(tmp_path)
-    assert (choice_in(trial).edge, choice_in(trial).learning_rate, len(tries)) == ("high", 1e-5, 4)
+    assert (chosen(trial).edge, chosen(trial).learning_rate, len(tries)) == ("high", 1e-5, 4)
     grown = make_config(dataclasses.replace(low, extend=2))
     run_study(grown, tmp_path, registry)
     (_, trial), tries = records(tmp_path)
-    assert [rate for rate, _ in choice_in(trial).losses] == [1e-6, 1e-5, 1e-4, 1e-3]
+    assert [rate for rate, _ in chosen(trial).losses] == [1e-6, 1e-5, 1e-4, 1e-3]
     # What the smaller grid had tried was not tried again.
-    assert (choice_in(trial).edge, choice_in(trial).tries, len(tries)) == ("high", 8, 8)
+    assert (chosen(trial).edge, chosen(trial).tries, len(tries)) == ("high", 8, 8)
     assert run_study(grown, tmp_path, registry).trained == 0
     assert study_status(tmp_path)["tries"] == {
         "total": 8, "done": 8, "diverged": 0, "failed": 0, "todo": 0}
@@ -210,40 +219,40 @@ def test_an_optimum_at_the_edge_is_flagged_or_extends_the_grid(tmp_path, registr
 def test_a_rate_that_diverges_is_the_worst_and_where_all_do_the_trials_fail(tmp_path, registry):
     hot = OptimizerConfig("adamw", 1.0, "constant")
     some = make_config(Tune((1e-2, 1e30), (1000,)), optimizer=hot)
-    run_study(some, tmp_path / "some", registry)
-    (trial,), tries = records(tmp_path / "some")
+    run_study(some, tmp_path, registry)
+    (trial,), tries = records(tmp_path)
     assert sorted(one.status for one in tries) == ["diverged", "done"]
-    assert choice_in(trial).learning_rate == 1e-2
-    assert dict(choice_in(trial).losses)[1e30] is None
+    assert chosen(trial).learning_rate == 1e-2
+    assert dict(chosen(trial).losses)[1e30] is None
     every = make_config(Tune((1e29, 1e30), (1000,)), optimizer=hot)
-    summary = run_study(every, tmp_path / "every", registry)
-    (trial,), tries = records(tmp_path / "every")
-    assert summary.exit_code == 1
-    assert [one.status for one in tries] == ["diverged"] * 2
+    assert run_study(every, tmp_path, registry).exit_code == 1
+    (_, trial), tries = records(tmp_path)
+    assert sorted(one.status for one in tries) == ["diverged", "diverged", "done"]
     assert trial.status == "failed"
     assert trial.environment["error"] == "tuning: every learning rate diverged"
-    assert math.isnan(choice_in(trial).learning_rate)
+    assert math.isnan(chosen(trial).learning_rate)
 
 
 def test_a_try_that_fails_fails_its_trials_and_is_tried_again(tmp_path, registry, monkeypatch):
-    config = make_config(Tune((1e-3, 1e-2), (1000,)), shapes=("tiny", "tiny-ff64"))
-    calls = iter(range(100))
+    config = make_config(Tune((1e-3, 1e-2), (1000,), fraction=0.5))
+    calls, built = [], module.make_program
 
     def broken(*arguments, **options):
-        if next(calls) == 1:
+        calls.append(arguments)
+        if len(calls) == 2:
             raise RuntimeError("planted")
         return built(*arguments, **options)
 
-    from deepnarrow import trial as module
-    built = module.make_program
     with monkeypatch.context() as patched:
         patched.setattr(module, "make_program", broken)
-        run_study(config, tmp_path, registry)
-    trials, _ = records(tmp_path)
-    assert {one.name: one.status for one in trials} == {"tiny": "failed", "tiny-ff64": "done"}
-    assert "the try of 0.01 failed: RuntimeError: planted" in trials[0].environment["error"]
-    again = run_study(config, tmp_path, registry)
-    assert (again.trained, dict(again.counts)) == (1, {"done": 2})
+        assert run_study(config, tmp_path, registry).exit_code == 1
+    (trial,), _ = records(tmp_path)
+    assert trial.status == "failed"
+    assert "the try of 0.01 failed: RuntimeError: planted" in trial.environment["error"]
+    assert len(calls) == 2  # the trial was not begun
+    assert dict(run_study(config, tmp_path, registry).counts) == {"done": 1}
+    with Store(tmp_path / "records.sqlite", read_only=True) as store:
+        assert sorted(store.attempts().values()) == [1, 2, 2]  # the good try once
 
 
 def test_a_dry_run_counts_the_tries(registry):
@@ -263,3 +272,36 @@ def test_a_warm_up_that_does_not_fit_a_try_is_refused(registry):
     config = make_config(Tune((1e-3, 1e-2), (1000,), fraction=0.25))  # 5 steps, warm-up of 5
     with pytest.raises(InputError, match=r"a try of tune.optimizer.warmup_steps"):
         dry_run(config, registry)
+
+
+def test_a_worker_knows_the_trials_of_its_order(registry, tmp_path):
+    """Also tries of rates that no grid has, and trials with the choice that was made for them."""
+    config = make_config(seeds=(0, 1))
+    data = {"toy": open_data(config.modalities["toy"], registry)}
+    trial, other = plan_trials(config, registry, data)[0]
+    choice = Choice(0.02, ((0.01, None), (0.02, 0.5)), "high", 2, 1e9, 3.5)
+    ready = dataclasses.replace(trial, choice=choice)
+    beyond = make_try(trial, 0.09, 1000, registry)
+    made = [ready, beyond]
+    path = write_order(tmp_path, config, {one.key: 1 for one in made},
+                       {one.key: one.tuned_facts() for one in made}).path
+    found = ordered_trials(read_order(path), [trial, other], registry)
+    assert [found[one.key] for one in made] == made
+    assert ready.key == trial.key
+    assert ready.optimizer == dataclasses.replace(ADAMW, learning_rate=0.02)
+    assert beyond.optimizer.learning_rate == 0.09
+    assert found[other.key] == other
+
+
+def test_the_key_has_the_grid_and_not_the_rate(registry):
+    def key(config):
+        data = {"toy": open_data(config.modalities["toy"], registry)}
+        return plan_trials(config, registry, data)[0][0].key
+
+    tuned, other = key(make_config()), dataclasses.replace(ADAMW, learning_rate=0.5)
+    assert key(make_config(optimizer=other)) == tuned
+    assert key(make_config(None)) != tuned
+    for changed in ({"learning_rates": (1e-4, 1e-2)}, {"seeds": (1001,)}, {"fraction": 0.4},
+                    {"extend": 1}):
+        assert key(make_config(dataclasses.replace(TUNE, **changed))) != tuned
+    assert key(make_config(None, optimizer=other)) != key(make_config(None))
