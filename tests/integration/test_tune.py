@@ -212,7 +212,7 @@ def test_an_optimum_at_the_edge_is_flagged_or_extends_the_grid(tmp_path, registr
     assert (chosen(trial).edge, chosen(trial).tries, len(tries)) == ("high", 8, 8)
     assert run_study(grown, tmp_path, registry).trained == 0
     assert study_status(tmp_path)["tries"] == {
-        "total": 8, "done": 8, "diverged": 0, "failed": 0, "todo": 0}
+        "total": 8, "done": 8, "diverged": 0, "failed": 0, "running": 0, "todo": 0}
     assert set(from_records([trial]).columns["tuning_edge"]) == {"high"}
 
 

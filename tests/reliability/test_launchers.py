@@ -230,7 +230,7 @@ def test_a_worker_without_signs_of_life_is_ended(session, tmp_path):
 @pytest.mark.parametrize(("text", "message"), [
     (None, "cannot be read"), ("{", "is no JSON"), ("[" * 100_000, "is no JSON"),
     ("{}", "is no order"), ('{"workdir": "w", "attempts": {"k": true}}', "is no order"),
-    ('{"workdir": "w", "attempts": {"k": 1}, "config": {"name": 3}}', "name")])
+    ('{"workdir": "w", "attempts": {"k": 1}, "tuned": {}, "config": {"name": 3}}', "name")])
 def test_orders_that_are_none_are_refused(tmp_path, text, message, capsys):
     path = tmp_path / "order.json"
     if text is not None:
