@@ -129,7 +129,8 @@ def collect(session: Session) -> None:
     """
     for path, record, attempt in left(session.workdir):
         if session.deliver(record, attempt):
-            session.progress.ended(f"{record.modality} {record.name} seed {record.seed}: "
+            what = ", a try" if record.is_try else ""
+            session.progress.ended(f"{record.modality} {record.name} seed {record.seed}{what}: "
                                    f"{record.status}")
         else:
             session.progress.note(f"note: {record.name} seed {record.seed}: attempt {attempt} came "
@@ -160,8 +161,10 @@ def _start(
         job = waiting.popleft()
         missing = _missing(job, session)
         if missing:
-            job.order = write_order(session.workdir, session.config, {
-                trial.key: session.claim(trial.key) for trial in missing})
+            job.order = write_order(
+                session.workdir, session.config,
+                {trial.key: session.claim(trial.key) for trial in missing},
+                {trial.key: facts for trial in missing if (facts := trial.tuned_facts())})
             begun.append(job)
     if begun:
         orders = [job.order for job in begun if job.order is not None]
