@@ -11,6 +11,8 @@ Upstream, text is span corruption on Austen, the King James Bible and WordNet's 
 Fashion-MNIST; peptides masked residues. Transfer: gloss -> class and paragraph -> novel; MNIST-5k
 and digits; antimicrobial or not. Every shape has its own tuned learning rate.
 
+Time: see the plan; minutes a trial. Expect: what is expected stands in the plan, too.
+
 `DEEPNARROW_SEEDS=0` (or `0,1`) runs a part of the study's seeds: chunks that are complete grids.
 """
 

@@ -2,6 +2,9 @@
 
     python configs/studies/prepare_deepnarrow_small_scale.py SOURCES OUT
 
+It comes before `deepnarrow study`, and takes a fraction of the minutes that one trial takes: expect
+half a minute, and the number of rows of each file.
+
 SOURCES holds `text/austen.txt.gz` (six novels one after the other, blank lines between paragraphs),
 `text/kjv.txt.gz` (the King James Bible, a paragraph a line), `text/wordnet_glosses.jsonl.gz`
 (`synset`, `lex`, `lemma`, `gloss` of every synset of WordNet 3.0), `peptides/amp_vs_uniprot.csv` (a
