@@ -102,7 +102,8 @@ class ModalityStudy:
             raise InputError("modality", "shapes do not go with checkpoints, which had another "
                              "pre-training", got=", ".join(self.shapes),
                              hint="make two studies, and compare them")
-        given = [name for name in Pretraining._fields if getattr(self.protocol, name) is not None]
+        given = [name for name in (*Pretraining._fields, "tune")
+                 if getattr(self.protocol, name) is not None]
         if given:
             raise InputError("modality", f"protocol has {', '.join(given)}, but checkpoints are "
                              "not pre-trained", hint="leave it out")
@@ -143,6 +144,10 @@ class StudyConfig:
             if part.modality != name:
                 raise InputError("study", f"modalities {name!r} is another modality's name",
                                  got=repr(part.modality), hint="leave out 'modality'")
+            tune = part.protocol.tune
+            if tune and (both := sorted(set(tune.seeds) & set(self.seeds))):
+                raise InputError("study", f"modalities {name!r} tunes with a seed that is reported",
+                                 got=both[0], expected="tune.seeds that are none of seeds")
         for where, size in batch_sizes(self).items():
             if size % self.sharding.micro_batches:
                 raise InputError("study", f"{where} does not divide among sharding.micro_batches",

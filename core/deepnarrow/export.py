@@ -1,7 +1,8 @@
 """Records as one flat table, CSV or Parquet: a row for each record and metric.
 
 A record without metrics (failed, preempted) has one row with the metric's columns empty, so that it
-does not vanish from the table.
+does not vanish from the table. Tuning's tries have none: their losses stand in the rows, of stage
+`tuning`, of the trials that took the chosen rate; an archive has their own records (recordfile.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepnarrow.errors import InputError
-from deepnarrow.records import COSTS, MetricRow, Record
+from deepnarrow.records import COSTS, MetricRow, Record, reported
 from deepnarrow.shape import FIELD_LIMITS, FLAG_FIELDS
 from deepnarrow.store import Store
 
@@ -35,7 +36,7 @@ COLUMNS: dict[str, type] = {
 
 def flat_rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
     """Yields one row a (record, metric), with every column of `COLUMNS`, None where empty."""
-    for record in records:
+    for record in reported(records):
         known = {**vars(record), **record.shape, **record.costs}
         known |= {name: record.environment.get(name) for name in ("device", "host")}
         metrics: tuple[MetricRow | None, ...] = record.metrics or (None,)

@@ -73,6 +73,11 @@ class StudyProgress:
         elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def more(self, number: int) -> None:
+        """There are so many more trials than was known."""
+        self._total += number
+        self._progress.update(self._trials, total=self._total)
+
     def ended(self, text: str) -> None:
         """Moves the upper bar by one trial and leaves a line."""
         self._done += 1

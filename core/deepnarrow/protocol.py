@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -26,6 +27,7 @@ DEFAULT_TIMESCALE = 10_000
 DEFAULT_MIXTURE_LIMIT = 2**19
 L2 = float | Literal["auto"]  # the strength of a ridge: a number, or chosen from the shots
 AUTO: Literal["auto"] = "auto"
+MAX_EXTEND = 20
 PARITY_L2 = 2.0**10  # big_vision's, for every model
 MIN_L2 = 2.0**-20  # a weaker ridge drowns in the rounding errors of float64
 
@@ -310,6 +312,42 @@ class FineTune:
         return max(1, self.examples // self.batch_size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Tune:
+    """How the learning rate of pre-training is chosen: for every shape in the same way.
+
+    Each rate is tried with each seed: pre-training alone, evaluated on upstream's validation split.
+    A shape's trials take the rate with the lowest mean loss (`tuning.choose`).
+
+    Attributes:
+      learning_rates: the grid, increasing; instead of `optimizer.learning_rate`.
+      seeds: of the tries; none of them may be a seed of the study, which reports those.
+      fraction: of the protocol's budget that a try gets; its schedule ends there, with the warm-up
+        and cool-down of `optimizer`.
+      extend: how often a shape's grid may grow by a rate, in its own ratio, while the best one is
+        at its edge. One that is there at last is recorded.
+    """
+
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    fraction: float = 1.0
+    extend: int = 0
+
+    def __post_init__(self) -> None:
+        rates = self.learning_rates
+        for rate in rates:
+            check_range("tune", "a learning rate", rate, 0, low_open=True)
+        if len(rates) < 2 or any(a >= b for a, b in itertools.pairwise(rates)):
+            raise InputError("tune", "learning_rates cannot be used",
+                             got=", ".join(f"{rate:g}" for rate in rates) or "none",
+                             expected="two or more, increasing")
+        check_names("tune", "seeds", self.seeds)
+        for seed in self.seeds:
+            check_range("tune", "a seed", seed, 0, MAX_SEED)
+        check_range("tune", "fraction", self.fraction, 0, 1, low_open=True)
+        check_range("tune", "extend", self.extend, 0, MAX_EXTEND)
+
+
 class Pretraining(NamedTuple):
     """How a model is pre-trained: examples a step, how long, and with what."""
 
@@ -329,6 +367,8 @@ class Protocol:
       optimizer: optimiser and schedule of pre-training.
       few_shot: the probe stage, or None.
       fine_tune: the fine-tuning stage, or None.
+      tune: how each shape's learning rate of pre-training is chosen; None: it is
+        `optimizer.learning_rate`, which means nothing otherwise.
     """
 
     batch_size: int | None = None
@@ -336,6 +376,7 @@ class Protocol:
     optimizer: OptimizerConfig | None = None
     few_shot: FewShot | None = None
     fine_tune: FineTune | None = None
+    tune: Tune | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:

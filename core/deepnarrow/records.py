@@ -18,7 +18,8 @@ COSTS = (
     "params_total", "params_non_embedding", "flops_forward_per_example", "flops_train_total",
     "tokens_seen", "step_time_s", "peak_bytes", "chip_hours",
 )
-Stage = Literal["upstream", "few_shot", "fine_tune"]
+# `tuning`: the learning rate that was chosen and the tries' losses (tuning.py); no quality.
+Stage = Literal["upstream", "few_shot", "fine_tune", "tuning"]
 # What a transfer number was measured on: the pre-trained model; a network of the same shape with
 # random parameters; or the raw inputs (pixels, bag of pieces).
 Origin = Literal["pretrained", "untrained", "raw"]
@@ -103,9 +104,19 @@ class Record:
     curve: tuple[CurvePoint, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
 
+    @property
+    def is_try(self) -> bool:
+        """Whether it chose a learning rate; such a run is never reported."""
+        return bool(self.config.get("try"))
+
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON-able values."""
         return dataclasses.asdict(self)
+
+
+def reported(records: Iterable[Record]) -> list[Record]:
+    """Returns the records of trials, without those of tuning's tries."""
+    return [record for record in records if not record.is_try]
 
 
 def latest(records: Iterable[Record]) -> list[Record]:

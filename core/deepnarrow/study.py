@@ -11,6 +11,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,26 @@ from deepnarrow.config import StudyConfig, batch_sizes, to_json
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.files import WorkdirLock, safe_join, write_json
 from deepnarrow.hosts import ALONE, AgreedStop, Hosts
+from deepnarrow.launch.tries import listed_tries, run_tries
 from deepnarrow.mesh import choose_mesh
 from deepnarrow.plugins import Registry
-from deepnarrow.records import FINISHED, Record, latest
+from deepnarrow.records import FINISHED, Record, latest, reported
 from deepnarrow.resume import changes, judge
 from deepnarrow.running import running, say_ended
 from deepnarrow.stepslog import STEPS_FILE, read_lines
 from deepnarrow.store import Store
-from deepnarrow.trialkey import trial_key
-from deepnarrow.trials import Cell, ModalityData, Trial, Unit, count_cell, open_data, plan_trials
+from deepnarrow.trials import (
+    Cell,
+    ModalityData,
+    Trial,
+    Unit,
+    count_cell,
+    make_units,
+    open_data,
+    plan_trials,
+    tries_of,
+)
+from deepnarrow.tuning import TryResult, results_in
 
 PLAN_FILE = "plan.json"
 CONFIG_FILE = "study.json"
@@ -93,7 +105,12 @@ class _Plan:
     registry: Registry
     data: Mapping[str, ModalityData]
     trials: Sequence[Trial]
-    cells: Mapping[str, Cell]  # by the trials' keys
+    cells: dict[str, Cell]  # by the trials' keys, those of tries too
+
+    @property
+    def tuned(self) -> bool:
+        """Whether learning rates are chosen."""
+        return any(trial.protocol.tune for trial in self.trials)
 
 
 def _plan(config: StudyConfig, registry: Registry, hosts: Hosts = ALONE) -> _Plan:
@@ -101,7 +118,8 @@ def _plan(config: StudyConfig, registry: Registry, hosts: Hosts = ALONE) -> _Pla
     trials, notes = plan_trials(config, registry, data)
     for note in notes if hosts.first else ():
         print(f"note: {note}", file=sys.stderr)
-    cells = {t.key: count_cell(t, registry, data[t.modality]) for t in trials}
+    tries = listed_tries(trials, trials, {}, registry)
+    cells = {t.key: count_cell(t, registry, data[t.modality]) for t in (*trials, *tries)}
     return _Plan(config, registry, data, trials, cells)
 
 
@@ -112,9 +130,10 @@ def dry_run(config: StudyConfig, registry: Registry) -> list[dict[str, Any]]:
     plan = _plan(config, registry)
     speed = measure_matmul_flops() * ASSUMED_EFFICIENCY
     rows = []
-    for unit in _units(plan.trials):
+    for unit in make_units(plan.trials):
         trial, seeds = unit.trials[0], len(unit.trials)
         cell = plan.cells[trial.key]
+        tries = [plan.cells[one.key] for one in tries_of(trial, {}, registry)[0]]
         rows.append({
             "modality": trial.modality,
             "architecture": trial.architecture,
@@ -125,7 +144,9 @@ def dry_run(config: StudyConfig, registry: Registry) -> list[dict[str, Any]]:
             "params_non_embedding": cell.costs.params_non_embedding,
             "flops_train_total": cell.flops_train_total,
             "seconds_estimate": seeds * cell.flops_train_total / speed,
-            "disk_bytes_estimate": seeds * _checkpoint_bytes(cell),
+            "tries": len(tries),
+            "tries_seconds_estimate": sum(one.flops_train_total for one in tries) / speed,
+            "disk_bytes_estimate": (seeds + len(tries)) * _checkpoint_bytes(cell),
         })
     return rows
 
@@ -162,9 +183,14 @@ def run_study(
     with _records(workdir, hosts) as store:
         todo = _run_missing(plan, workdir, store, launcher, hosts)
         files = _report(plan, store, workdir) if store else ()
-        counts = store.statuses() if store else {}
+        counts = _statuses(store) if store else {}
         code = hosts.share(_exit_code(plan, store) if store else None)
     return StudySummary(workdir, len(todo), counts, time.monotonic() - start, files, code)
+
+
+def _statuses(store: Store) -> dict[str, int]:
+    """Number of trials by status, without the tries."""
+    return dict(sorted(Counter(r.status for r in latest(reported(store.records()))).items()))
 
 
 def _exit_code(plan: _Plan, store: Store) -> int:
@@ -238,9 +264,10 @@ def _run_missing(
     if store:
         _note_changes(plan.config, workdir)
         write_json(workdir / CONFIG_FILE, to_json(plan.config))
-        write_json(workdir / PLAN_FILE, [_plan_row(t) for t in plan.trials])
     finished = hosts.share(sorted(store.finished_keys()) if store else None)
     todo = [t for t in plan.trials if t.key not in finished]
+    if store:
+        _write_plan(plan, todo, workdir, results_in(store.records(), set()) if plan.tuned else {})
     try:
         if todo:
             _launch(plan, todo, workdir, store, launcher, hosts)
@@ -273,23 +300,31 @@ def _launch(
     with StopRequest() as stop, StudyProgress(len(todo), quiet=not hosts.first) as progress:
         session = Session(plan.config, plan.registry, plan.data, plan.cells, workdir, store,
                           progress, AgreedStop(stop, hosts), hosts)
-        plan.registry.launchers[launcher].run(_units(todo), session)
+
+        def launch(units: Sequence[Unit]) -> None:
+            plan.registry.launchers[launcher].run(units, session)
+
+        ready: Sequence[Trial] | None = todo
+        if plan.tuned:
+            ready = run_tries(todo, session, launch, lambda results: _write_plan(
+                plan, todo, workdir, results) if store else None)
+        if ready:
+            launch(make_units(ready))
     if any(trial.key not in session.ended for trial in todo):
         raise Preempted(f"study {plan.config.name!r} in {workdir}")
 
 
-def _units(trials: Sequence[Trial]) -> list[Unit]:
-    """Groups trials by cell: seeds share compiled programs."""
-    by_cell: dict[str, list[Trial]] = {}
-    for trial in trials:
-        cell = trial_key({**trial.config(), "seed": None})
-        by_cell.setdefault(cell, []).append(trial)
-    return [Unit(tuple(group)) for group in by_cell.values()]
+def _write_plan(
+    plan: _Plan, todo: Sequence[Trial], workdir: Path, results: Mapping[str, TryResult]
+) -> None:
+    """Writes what the study consists of: its trials and, as far as they are known, its tries."""
+    tries = listed_tries(plan.trials, todo, results, plan.registry)
+    write_json(workdir / PLAN_FILE, [_plan_row(trial) for trial in (*plan.trials, *tries)])
 
 
 def _plan_row(trial: Trial) -> dict[str, Any]:
     return {"key": trial.key, "modality": trial.modality, "architecture": trial.architecture,
-            "name": trial.shape.name, "seed": trial.seed}
+            "name": trial.shape.name, "seed": trial.seed, "try": trial.is_try}
 
 
 def _report(plan: _Plan, store: Store, workdir: Path) -> Sequence[Path]:
@@ -330,16 +365,28 @@ def study_status(workdir: str | Path) -> dict[str, Any]:
     if (workdir / STORE_FILE).exists():
         with Store(workdir / STORE_FILE, read_only=True) as store:
             ended = {r.key: r for r in store.records()}
-    mine = [ended[row["key"]] for row in plan if row["key"] in ended]
-    counts = {status: sum(r.status == status for r in mine)
-              for status in ("done", "diverged", "failed")}
+    trials, tries = ([row for row in plan if bool(row.get("try")) == kind]
+                     for kind in (False, True))
     todo = [row for row in plan
             if row["key"] not in ended or ended[row["key"]].status not in FINISHED]
     unfinished = {row["key"] for row in todo}
     now = [state for state in running(workdir) if state["key"] in unfinished]
-    return {"total": len(plan), **counts, "running": now, "todo": len(todo) - len(now),
-            "seconds_left": _seconds_left(todo, mine),
+    return {**_progress(trials, ended, now), "tries": _progress(tries, ended, now),
+            "running": now, "seconds_left": _seconds_left(todo, plan, ended),
             "data_order": _check_logs(workdir, [row["key"] for row in plan])}
+
+
+def _progress(
+    rows: Sequence[Mapping[str, Any]], ended: Mapping[str, Record],
+    now: Sequence[Mapping[str, Any]],
+) -> dict[str, int]:
+    """How many trials, or tries, there are, by how they ended, and how many are left."""
+    keys = {row["key"] for row in rows}
+    statuses = Counter(ended[key].status for key in keys & ended.keys())
+    counts = {status: statuses[status] for status in ("done", "diverged", "failed")}
+    busy = len(keys & {state["key"] for state in now})
+    return {"total": len(keys), **counts,
+            "todo": len(keys) - sum(statuses[status] for status in FINISHED) - busy}
 
 
 def _read_plan(workdir: Path) -> list[dict[str, Any]] | None:
@@ -365,7 +412,7 @@ def planned_keys(workdir: Path) -> set[str] | None:
     A workdir keeps the records of earlier settings too; an analysis must not mix them.
     """
     plan = _read_plan(workdir)
-    return None if plan is None else {row["key"] for row in plan}
+    return None if plan is None else {row["key"] for row in plan if not row.get("try")}
 
 
 def _check_logs(workdir: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -383,13 +430,20 @@ def _check_logs(workdir: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _seconds_left(
-    todo: Sequence[Mapping[str, Any]], ended: Sequence[Record]
+    todo: Sequence[Mapping[str, Any]], plan: Sequence[Mapping[str, Any]],
+    ended: Mapping[str, Record],
 ) -> float | None:
-    seconds: dict[str, list[float]] = {}
-    for record in ended:
-        if record.status in FINISHED:
-            seconds.setdefault(record.modality, []).append(record.environment["seconds"])
-    if any(row["modality"] not in seconds for row in todo):
+    seconds: dict[tuple[str, bool], list[float]] = {}
+    for row in plan:
+        record = ended.get(row["key"])
+        if record is not None and record.status in FINISHED:
+            seconds.setdefault(_kind(row), []).append(record.environment["seconds"])
+    if any(_kind(row) not in seconds for row in todo):
         return None
-    means = {modality: sum(found) / len(found) for modality, found in seconds.items()}
-    return sum((means[row["modality"]] for row in todo), 0.0)
+    means = {kind: sum(found) / len(found) for kind, found in seconds.items()}
+    return sum((means[_kind(row)] for row in todo), 0.0)
+
+
+def _kind(row: Mapping[str, Any]) -> tuple[str, bool]:
+    """Runs that take about as long: a modality's trials, or its tries."""
+    return row["modality"], bool(row.get("try"))

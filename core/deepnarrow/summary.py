@@ -16,7 +16,7 @@ from typing import Any
 
 from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten
-from deepnarrow.records import COSTS, MetricRow, Origin, Record, Status, latest
+from deepnarrow.records import COSTS, MetricRow, Origin, Record, Status, latest, reported
 
 STEP_TIME, CHIP_HOURS = "step_time_s", "chip_hours"
 TIMES = (STEP_TIME, CHIP_HOURS)  # measured: of several machines none says anything about another
@@ -90,7 +90,8 @@ def quality_name(row: MetricRow) -> str:
 
 def is_quality(row: MetricRow) -> bool:
     """True for rows that say how good a model is, not what guessing gets or choices rest on."""
-    return row.metric not in (*REFERENCES, *CHOSEN) and not row.metric.startswith(SELECTION)
+    return (row.stage != "tuning" and row.metric not in (*REFERENCES, *CHOSEN)
+            and not row.metric.startswith(SELECTION))
 
 
 def headline_qualities(names: Iterable[str]) -> list[str]:
@@ -175,7 +176,7 @@ def shape_table(records: Iterable[Record]) -> list[ShapeRow]:
     """
     groups: dict[tuple[str, str, str], list[Record]] = {}
     modalities: dict[str, list[Record]] = {}
-    for record in latest(records):
+    for record in latest(reported(records)):
         groups.setdefault((record.modality, record.architecture, record.name), []).append(record)
         modalities.setdefault(record.modality, []).append(record)
     for modality, mine in modalities.items():

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError, shorten, suggest
-from deepnarrow.records import COSTS, MetricRow, Origin, Record, latest
+from deepnarrow.records import COSTS, MetricRow, Origin, Record, latest, reported
 from deepnarrow.shape import FIELD_LIMITS
 from deepnarrow.steptimer import MIN_TIMED_STEPS
 from deepnarrow.summary import (
@@ -83,7 +83,7 @@ def from_records(records: Iterable[Record]) -> Table:
     Raises:
       InputError: settings of several studies are mixed (see `summary.shape_table`).
     """
-    trials = latest(records)
+    trials = latest(reported(records))
     labels = {(row.modality, row.architecture, row.name): row.label for row in shape_table(trials)}
     found = [seed_qualities(record) for record in trials]
     directions: dict[str, Direction] = {

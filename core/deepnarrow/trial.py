@@ -56,6 +56,7 @@ from deepnarrow.trialrows import (
     upstream_rows,
 )
 from deepnarrow.trials import blank_record
+from deepnarrow.tuning import choice_facts, choice_rows
 from deepnarrow.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ class UnitRunner:
         return WorkdirLock(self._directory(trial), wait_s=LEAVE_WAIT_S)
 
     def _say(self, trial: Trial) -> None:
-        self.progress.stage(f"{trial.modality} {trial.shape.name} seed {trial.seed}")
+        what = f" at {trial.optimizer.learning_rate:g}, a try" if trial.is_try else ""
+        self.progress.stage(f"{trial.modality} {trial.shape.name} seed {trial.seed}{what}")
         if self.hosts.first:
             say_running(self.workdir, {"key": trial.key, "modality": trial.modality,
                                        "name": trial.shape.name, "seed": trial.seed})
@@ -196,7 +198,7 @@ class UnitRunner:
         steps = self.cells[trial.key].steps
         split: dict[str, Any] = {"layout": self.layout,
                                  "micro_batches": self.config.sharding.micro_batches}
-        program = (make_program(model, trial.protocol.pretraining.optimizer, steps, **split)
+        program = (make_program(model, trial.optimizer, steps, **split)
                    if trial.checkpoint is None else make_program(model, _NO_TRAINING, 1, **split))
         finetunes = () if stage is None else tuple(
             make_finetune(data.modality, architecture, shape, options, together, stage, **split)
@@ -428,8 +430,9 @@ class UnitRunner:
             },
             environment={**environment.describe(), "sharding": self._sharding(),
                          "seconds": sum(measured.seconds.values()),
-                         "stages": dict(measured.seconds)},
-            metrics=tuple(measured.metrics),
+                         "stages": dict(measured.seconds),
+                         **({"tuning": choice_facts(trial.choice)} if trial.choice else {})},
+            metrics=(*measured.metrics, *(choice_rows(trial.choice) if trial.choice else ())),
             curve=tuple(measured.curve),
             outcomes=tuple(measured.outcomes),
         )

@@ -158,5 +158,7 @@ def ended_line(record: Record) -> str:
             if m.stage == "upstream" and m.value is not None]
     if record.status == "failed":
         best = [record.environment["error"], f"traceback in {record.environment['traceback']}"]
-    head = f"{record.modality} {record.name} seed {record.seed}: {record.status}"
+    what = f" at {record.config['protocol']['optimizer']['learning_rate']:g}, a try" \
+        if record.is_try else ""
+    head = f"{record.modality} {record.name} seed {record.seed}{what}: {record.status}"
     return ", ".join([head, *best])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,12 @@ from deepnarrow.modality import Modality, Task, Upstream
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
 from deepnarrow.pretrained import Pretrained, open_pretrained
-from deepnarrow.protocol import FewShot, FineTune, Protocol
+from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol
 from deepnarrow.records import Record
 from deepnarrow.settings import build
 from deepnarrow.transfer.fewshot import check_labels
 from deepnarrow.trialkey import REVISION, trial_key
+from deepnarrow.tuning import Choice, TryResult, choose, grid, mean_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Trial:
       seed: the pre-training seed; 0 where a checkpoint stands for pre-training.
       checkpoint: what is known of that checkpoint (`Pretrained.facts`), or None.
       micro_batches: pieces of a training batch, where the result depends on them; else 1.
+      is_try: whether it only serves to choose the learning rate of others.
+      choice: the rate that tuning chose, which follows from the rest; None without tuning, and
+        until the tries have ended.
     """
 
     modality: str
@@ -75,6 +79,8 @@ class Trial:
     seed: int
     checkpoint: Mapping[str, Any] | None = None
     micro_batches: int = 1
+    is_try: bool = False
+    choice: Choice | None = None
 
     def config(self) -> dict[str, Any]:
         """Everything that determines the result, JSON-able: what the key is a hash of."""
@@ -83,6 +89,8 @@ class Trial:
             rare["checkpoint"] = dict(self.checkpoint)
         if self.micro_batches > 1:
             rare["micro_batches"] = self.micro_batches
+        if self.is_try:
+            rare["try"] = True
         return {
             "revision": REVISION,
             "modality": self.modality,
@@ -100,13 +108,39 @@ class Trial:
         """Hash of `config()`: no workdir, launcher, logging or device in it."""
         return trial_key(self.config())
 
+    @property
+    def cell(self) -> str:
+        """The same of trials that differ in nothing but the seed."""
+        return trial_key({**self.config(), "seed": None})
+
+    def tuned_facts(self) -> dict[str, Any]:
+        """What another process must be told of tuning to run this, JSON-able; mostly nothing."""
+        if self.is_try:
+            return {"learning_rate": self.optimizer.learning_rate}
+        return {} if self.choice is None else dataclasses.asdict(self.choice)
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """Pre-training's, with the learning rate that was chosen."""
+        given = self.protocol.pretraining.optimizer
+        if self.protocol.tune is None:
+            return given
+        assert self.choice is not None, "it was begun before its tries had ended"
+        return dataclasses.replace(given, learning_rate=self.choice.learning_rate)
+
 
 def _canonical(protocol: Protocol) -> dict[str, Any]:
     """A protocol's values as its file would have them: 20 where a number is meant is 20.0.
 
     Else a study that a program describes would have other keys in its workers than in the command.
+    With `tune` the optimiser's own learning rate is None, for nothing depends on it.
     """
-    return dataclasses.asdict(build(Protocol, dataclasses.asdict(protocol), "protocol"))
+    values = dataclasses.asdict(build(Protocol, dataclasses.asdict(protocol), "protocol"))
+    if protocol.tune is None:
+        del values["tune"]
+    else:
+        values["optimizer"]["learning_rate"] = None
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +148,14 @@ class Unit:
     """Trials that share compiled programs: the seeds of one cell."""
 
     trials: tuple[Trial, ...]
+
+
+def make_units(trials: Iterable[Trial]) -> list[Unit]:
+    """Groups trials by cell: seeds share compiled programs."""
+    by_cell: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_cell.setdefault(trial.cell, []).append(trial)
+    return [Unit(tuple(group)) for group in by_cell.values()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +348,40 @@ def _checkpoint_trials(study: ModalityStudy, data: ModalityData) -> Iterator[Tri
                     data.facts, study.protocol, seed=0, checkpoint=found.facts)
 
 
+# --- tries --------------------------------------------------------------------------------------
+def make_try(trial: Trial, learning_rate: float, seed: int, registry: Registry) -> Trial:
+    """Returns the run that tries a learning rate for `trial`: pre-training alone, and shorter."""
+    batch_size, budget, optimizer = trial.protocol.pretraining
+    assert trial.protocol.tune is not None
+    amount = budget.amount * trial.protocol.tune.fraction
+    protocol = Protocol(batch_size, Budget(budget.kind, amount),
+                        dataclasses.replace(optimizer, learning_rate=learning_rate))
+    upstream = {name: fact for name, fact in trial.data.items() if name.startswith("upstream/")}
+    made = dataclasses.replace(trial, data=upstream, protocol=protocol, seed=seed, is_try=True,
+                               choice=None, micro_batches=1)
+    return _with_micro_batches(made, trial.micro_batches, registry)
+
+
+def tries_of(
+    trial: Trial, results: Mapping[str, TryResult], registry: Registry
+) -> tuple[list[Trial], Choice | None]:
+    """Returns the tries of a trial, as far as `results` (by key) say which; its choice, once known.
+
+    The tries that the first ones' losses will call for are not among them yet.
+    """
+    tune = trial.protocol.tune
+    if tune is None:
+        return [], None
+    tries: dict[float, list[Trial]] = {}
+    found: dict[float, list[TryResult]] = {}
+    for _ in range(tune.extend + 1):
+        for rate in grid(tune, mean_losses(found, len(tune.seeds))):
+            if rate not in tries:
+                tries[rate] = [make_try(trial, rate, seed, registry) for seed in tune.seeds]
+                found[rate] = [results[one.key] for one in tries[rate] if one.key in results]
+    return [one for rate in sorted(tries) for one in tries[rate]], choose(tune, found)
+
+
 def _check_fine_tune_batch(stage: FineTune, tasks: Mapping[str, Task], where: str) -> None:
     sizes = [task.examples("train").num_examples for task in tasks.values()]
     fewest = sum(sizes) if stage.mixture == "proportional" else min(sizes)
@@ -325,6 +401,8 @@ def count_cell(trial: Trial, registry: Registry, data: ModalityData) -> Cell:
     architecture = registry.architecture(trial.architecture)
     costs = summarize(count_costs(data.modality, architecture, trial.shape.shape, options))
     protocol, where = trial.protocol, f"modalities.{trial.modality}.protocol"
+    if trial.is_try:
+        where += ", a try of tune"
     if protocol.fine_tune:
         _check_fine_tune_batch(protocol.fine_tune, data.finetune_tasks, f"{where}.fine_tune")
         protocol.fine_tune.optimizer.check_steps(f"{where}.fine_tune.optimizer",

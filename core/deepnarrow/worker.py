@@ -7,6 +7,7 @@ be carried out, 70 hung, 75 asked to stop: the same order goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -16,10 +17,11 @@ from collections.abc import Sequence
 from deepnarrow.errors import InputError, InputErrors, shorten
 from deepnarrow.hosts import ALONE
 from deepnarrow.launch.orders import Order, leave, read_order
-from deepnarrow.plugins import registry
+from deepnarrow.plugins import Registry, registry
 from deepnarrow.running import say_ended
 from deepnarrow.signals import EXIT_PREEMPTED, StopRequest
-from deepnarrow.trials import Unit, count_cell, open_data, plan_trials
+from deepnarrow.trials import Trial, Unit, count_cell, make_try, open_data, plan_trials
+from deepnarrow.tuning import choice_from_json
 
 EXIT_BAD_INPUT = 2
 WITH_PARENT = "--with-parent"
@@ -47,7 +49,7 @@ def carry_out(order: Order, stop: StopRequest) -> bool:
     """
     loaded = registry()
     data = {name: open_data(study, loaded) for name, study in order.config.modalities.items()}
-    trials = {t.key: t for t in plan_trials(order.config, loaded, data)[0]}
+    trials = ordered_trials(order, plan_trials(order.config, loaded, data)[0], loaded)
     if unknown := sorted(order.attempts.keys() - trials.keys()):
         raise InputError(f"order '{order.path.name}'", "the config gives other trials here",
                          got=f"no trial {unknown[0]}",
@@ -65,6 +67,23 @@ def carry_out(order: Order, stop: StopRequest) -> bool:
             return runner.run_unit(Unit(tuple(mine)))
         finally:
             say_ended(order.workdir)
+
+
+def ordered_trials(order: Order, planned: Sequence[Trial], loaded: Registry) -> dict[str, Trial]:
+    """Returns by key the trials that an order can name: the config's, with their choice, and tries.
+    """
+    found: dict[str, Trial] = {}
+    for trial in planned:
+        chosen = order.tuned.get(trial.key)
+        found[trial.key] = trial if chosen is None else dataclasses.replace(
+            trial, choice=choice_from_json(chosen))
+    rates = {facts["learning_rate"] for key, facts in order.tuned.items() if key not in found}
+    for trial in {t.cell: t for t in planned if t.protocol.tune}.values() if rates else ():
+        assert trial.protocol.tune is not None
+        for rate in rates:
+            made = [make_try(trial, rate, seed, loaded) for seed in trial.protocol.tune.seeds]
+            found |= {one.key: one for one in made}
+    return found
 
 
 def _end_with_parent() -> None:

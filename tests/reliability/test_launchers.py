@@ -151,7 +151,7 @@ def test_a_late_attempt_is_fenced_off(session, capsys):
 
 def test_orders_that_outlive_the_command_are_taken_up(session):
     trial = session.trials[0]
-    order = write_order(session.workdir, session.config, {trial.key: session.claim(trial.key)})
+    order = write_order(session.workdir, session.config, {trial.key: session.claim(trial.key)}, {})
     script = Script(session)
     polled = []
 
@@ -243,7 +243,7 @@ def test_orders_that_are_none_are_refused(tmp_path, text, message, capsys):
 
 def test_an_order_of_trials_that_the_config_does_not_give_is_refused(session, capsys, monkeypatch):
     monkeypatch.setattr("deepnarrow.worker.registry", jobs.toy_registry)
-    order = write_order(session.workdir, session.config, {"0" * 32: 1})
+    order = write_order(session.workdir, session.config, {"0" * 32: 1}, {})
     assert worker_main([str(order.path)]) == 2
     assert "the config gives other trials here" in capsys.readouterr().err
 

@@ -47,8 +47,13 @@ def _show_cells(console: Console, cells: list[dict[str, Any]]) -> None:
     console.print(table(["modality", "architecture", "shape", "seeds:", "steps:", "params:",
                          "non-embedding:", "train FLOPs:", "time (estimate):", "disk (at most):"],
                         rows))
-    total = sum(c["seconds_estimate"] for c in cells)
-    console.print(f"{len(cells)} cells, about {duration(total)} without compiling and transfer")
+    total, tuning = (sum(c[name] for c in cells)
+                     for name in ("seconds_estimate", "tries_seconds_estimate"))
+    console.print(f"{len(cells)} cells, about {duration(total + tuning)} without compiling and "
+                  "transfer")
+    if tries := sum(c["tries"] for c in cells):
+        console.print(f"of that {tries} tries of learning rates, about {duration(tuning)}, if no "
+                      "grid is extended")
 
 
 def _show_summary(console: Console, summary: StudySummary) -> None:
@@ -81,8 +86,11 @@ def status(options: argparse.Namespace) -> Output:
 def _show_status(console: Console, state: dict[str, Any]) -> None:
     left = state["seconds_left"]
     rows = [(name, len(value) if isinstance(value, list) else value)
-            for name, value in state.items() if name not in ("seconds_left", "data_order")]
+            for name, value in state.items()
+            if name not in ("seconds_left", "data_order", "tries")]
     console.print(table(["trials", "number:"], rows))
+    if state["tries"]["total"]:
+        console.print(table(["tries", "number:"], list(state["tries"].items())))
     for trial in state["running"]:
         known = (trial.get(key) for key in ("modality", "name", "seed"))
         console.print("now: " + " ".join(str(v) for v in known if v is not None), markup=False)

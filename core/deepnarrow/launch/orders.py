@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from deepnarrow.config import StudyConfig, from_json, to_json
 from deepnarrow.errors import InputError
@@ -34,12 +35,14 @@ class Order:
       workdir: of the study.
       config: of the study.
       attempts: the attempts' numbers by the trials' keys, in the order in which they run.
+      tuned: by the trials' keys, a try's `learning_rate` or the choice that a tuned trial takes.
     """
 
     path: Path
     workdir: Path
     config: StudyConfig
     attempts: Mapping[str, int]
+    tuned: Mapping[str, Mapping[str, Any]]
 
     @property
     def log(self) -> Path:
@@ -47,13 +50,16 @@ class Order:
         return self.path.with_suffix(".log")
 
 
-def write_order(workdir: Path, config: StudyConfig, attempts: Mapping[str, int]) -> Order:
+def write_order(
+    workdir: Path, config: StudyConfig, attempts: Mapping[str, int],
+    tuned: Mapping[str, Mapping[str, Any]],
+) -> Order:
     """Writes an order, named after its first trial."""
     key, attempt = next(iter(attempts.items()))
     path = workdir.absolute() / LAUNCH / f"{key}-{attempt}.json"
     write_json(path, {"workdir": str(workdir.absolute()), "config": to_json(config),
-                      "attempts": dict(attempts)})
-    return Order(path, workdir, config, attempts)
+                      "attempts": dict(attempts), "tuned": dict(tuned)})
+    return Order(path, workdir, config, attempts, tuned)
 
 
 def read_order(path: str | Path) -> Order:
@@ -74,10 +80,13 @@ def read_order(path: str | Path) -> Order:
         raise InputError(where, "is no JSON", got=error) from error
     if not (isinstance(values, dict) and isinstance(values.get("workdir"), str)
             and isinstance(values.get("attempts"), dict)
-            and all(type(n) is int for n in values["attempts"].values())):
-        raise InputError(where, "is no order", expected="workdir, config and attempts")
+            and all(type(n) is int for n in values["attempts"].values())
+            and isinstance(values.get("tuned"), dict)
+            and all(isinstance(one, dict) and isinstance(one.get("learning_rate"), float)
+                    for one in values["tuned"].values())):
+        raise InputError(where, "is no order", expected="workdir, config, attempts and tuned")
     return Order(path, Path(values["workdir"]), from_json(values.get("config"), where),
-                 values["attempts"])
+                 values["attempts"], values["tuned"])
 
 
 def leave(workdir: Path, record: Record, attempt: int) -> None:

@@ -160,8 +160,10 @@ def _start(
         job = waiting.popleft()
         missing = _missing(job, session)
         if missing:
-            job.order = write_order(session.workdir, session.config, {
-                trial.key: session.claim(trial.key) for trial in missing})
+            job.order = write_order(
+                session.workdir, session.config,
+                {trial.key: session.claim(trial.key) for trial in missing},
+                {trial.key: facts for trial in missing if (facts := trial.tuned_facts())})
             begun.append(job)
     if begun:
         orders = [job.order for job in begun if job.order is not None]

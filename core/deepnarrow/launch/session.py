@@ -16,6 +16,7 @@ from deepnarrow.plugins import Registry, notify
 from deepnarrow.records import Record
 from deepnarrow.store import Store
 from deepnarrow.trials import Cell, ModalityData, Trial, Unit, blank_record
+from deepnarrow.tuning import choice_facts, choice_rows
 
 if TYPE_CHECKING:
     from deepnarrow.progress import StudyProgress
@@ -45,7 +46,7 @@ class Session:
     config: StudyConfig
     registry: Registry
     data: Mapping[str, ModalityData]
-    cells: Mapping[str, Cell]
+    cells: dict[str, Cell]
     workdir: Path
     store: Store | None
     progress: StudyProgress
@@ -93,6 +94,18 @@ class Session:
             environment={"error": shorten(why, 500), "bad_input": False, "attempt": attempt,
                          "traceback": str(log.relative_to(self.workdir))})
         self.deliver(record, attempt)
+
+    def refuse(self, trial: Trial, why: str, bad_input: bool) -> None:
+        """Records a trial as failed that cannot be begun."""
+        attempt = self.claim(trial.key)
+        record = dataclasses.replace(
+            blank_record(self.config.name, trial, self.cells[trial.key]),
+            costs={"params_total": float(self.cells[trial.key].costs.params_total)},
+            metrics=tuple(choice_rows(trial.choice)) if trial.choice else (),
+            environment={"error": shorten(why, 500), "bad_input": bad_input, "attempt": attempt,
+                         **({"tuning": choice_facts(trial.choice)} if trial.choice else {})})
+        self.deliver(record, attempt)
+        self.progress.ended(f"{trial.modality} {trial.shape.name} seed {trial.seed}: failed, {why}")
 
     def memory_bytes(self, unit: Unit) -> int:
         """Returns what a unit's process needs: `launch.memory_gb`, else params, optimiser, base.

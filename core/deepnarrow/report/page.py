@@ -13,7 +13,7 @@ import numpy as np
 
 from deepnarrow import files
 from deepnarrow.errors import InputError
-from deepnarrow.records import Record, latest
+from deepnarrow.records import Record, latest, reported
 from deepnarrow.report import (
     charts,
     csvfiles,
@@ -105,6 +105,7 @@ def slug(name: str) -> str:
 
 
 def _content(records: Sequence[Record], title: str, tables: Sequence[Table]) -> Content:
+    records = reported(records)
     trials = latest(records)
     rows = shape_table(trials)
     anchors = {trial.key: f"run-{i}" for i, trial in enumerate(trials[:MAX_ROWS])}
