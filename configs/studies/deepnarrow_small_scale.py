@@ -1,4 +1,4 @@
-"""Depth first, width first, or both? Thirteen shapes in text, vision and peptides, on two CPU cores.
+"""Depth first, width first, or both? Thirteen shapes in text, vision and peptides, on two cores.
 
     python configs/studies/prepare_deepnarrow_small_scale.py SOURCES data/deepnarrow_small_scale
     pip install tests/third_party/deepnarrow_peptides
@@ -13,7 +13,8 @@ and digits; antimicrobial or not. Every shape has its own tuned learning rate.
 
 Time: see the plan; minutes a trial. Expect: what is expected stands in the plan, too.
 
-`DEEPNARROW_SEEDS=0` (or `0,1`) runs a part of the study's seeds: chunks that are complete grids.
+`DEEPNARROW_SEEDS=0` (or `0,1`) and `DEEPNARROW_DOMAINS=text_t5` (or `vision_vit,peptides`) run part
+of the study: seed 0 of everything first, and a process a core; `deepnarrow merge` joins the parts.
 """
 
 import os
@@ -21,6 +22,7 @@ import os
 from ml_collections import ConfigDict
 
 DATA = os.environ.get("DEEPNARROW_SMALL_SCALE", "data/deepnarrow_small_scale")
+DOMAINS = os.environ.get("DEEPNARROW_DOMAINS", "vision_vit,peptides,text_t5").split(",")
 SEEDS = tuple(int(seed) for seed in os.environ.get("DEEPNARROW_SEEDS", "0,1,2").split(","))
 
 # What follows the preset's name; the same in every domain, so that a shape is one operator. From
@@ -46,7 +48,8 @@ def get_config() -> ConfigDict:
         "name": "deepnarrow_small_scale",
         "seeds": SEEDS,
         "run": {"log_every": 50, "checkpoint_every": 500},
-        "modalities": {"vision_vit": vision(), "peptides": peptides(), "text_t5": text()},
+        "modalities": {name: {"vision_vit": vision, "peptides": peptides, "text_t5": text}[name]()
+                       for name in DOMAINS},
     })
 
 
@@ -66,7 +69,7 @@ def text() -> dict:
             "task_target_length": 6,
         },
         "protocol": protocol(
-            32, 2000, tasks, optimizer("adafactor", 0.02, warmup_steps=100),
+            16, 2500, tasks, (0.01, 0.02, 0.04), optimizer("adafactor", 0.02, warmup_steps=100),
             fine_tune=optimizer("adafactor", 0.01, warmup_steps=20)),
     }
 
@@ -84,7 +87,7 @@ def vision() -> dict:
             "transfer": {"mnist5k": f"idx:{DATA}/mnist_5k", "digits": "digits"},
         },
         "protocol": protocol(
-            128, 1500, ("mnist5k", "digits"),
+            64, 2000, ("mnist5k", "digits"), (1e-3, 2e-3, 4e-3),
             optimizer("adamw", 2e-3, warmup_steps=100, clip_norm=1.0),
             fine_tune=optimizer("adamw", 1e-3, warmup_steps=20, clip_norm=1.0)),
     }
@@ -96,22 +99,25 @@ def peptides() -> dict:
         "shapes": tuple(f"tiny-{shape}" for shape in SHAPES),
         "data": {"path": f"{DATA}/peptides.csv", "length": 48},
         "protocol": protocol(
-            64, 1500, ("antimicrobial",),
+            32, 1500, ("antimicrobial",), (1e-3, 2e-3, 4e-3),
             optimizer("adamw", 2e-3, warmup_steps=100, clip_norm=1.0),
             fine_tune=optimizer("adamw", 1e-3, warmup_steps=20, clip_norm=1.0)),
     }
 
 
 def protocol(
-    batch_size: int, steps: int, tasks: tuple[str, ...], pretrain: dict, fine_tune: dict
+    batch_size: int, steps: int, tasks: tuple[str, ...], rates: tuple[float, ...], pretrain: dict,
+    fine_tune: dict,
 ) -> dict:
-    """Pre-training, a probe and fine-tuning, alike for all shapes."""
+    """Tuning, pre-training, a probe and fine-tuning, alike for all shapes."""
     return {
         "batch_size": batch_size,
         "budget": {"kind": "examples", "amount": batch_size * steps},
         "optimizer": pretrain,
+        # Each try is a quarter of a training; the seed is none that is reported.
+        "tune": {"learning_rates": rates, "seeds": (100,), "fraction": 0.25, "extend": 2},
         "few_shot": {"tasks": tasks, "shots": (10, 25), "seeds": 3},
-        "fine_tune": {"tasks": tasks, "examples": 32 * 300, "batch_size": 32, "decode": "greedy",
+        "fine_tune": {"tasks": tasks, "examples": 32 * 150, "batch_size": 32, "decode": "greedy",
                       "optimizer": fine_tune},
     }
 

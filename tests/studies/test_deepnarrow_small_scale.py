@@ -20,8 +20,8 @@ from deepnarrow.plugins import registry
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "studies"
 PEPTIDES = pathlib.Path(__file__).parents[1] / "third_party" / "deepnarrow_peptides"
-# Shapes of one rung differ by less in parameters, which makes a rung, and in FLOPs of a forward
-# pass (attention makes deep shapes dearer, logits wide ones; the study compares at equal FLOPs too).
+# By how much shapes of one rung may differ in parameters, which make a rung, and in FLOPs of a
+# forward pass: attention makes deep shapes dearer, logits wide ones. The study compares at both.
 SAME_PARAMS, SAME_FLOPS = 0.025, 0.15
 OPTIONS = {
     "text_t5": {"vocab_size": 2176, "input_length": 64, "target_length": 14},
@@ -95,15 +95,20 @@ def test_every_domain_has_the_same_shapes_settings_and_enough_of_them():
     for study in config.modalities.values():
         assert tuple(shape.split("-", 1)[1] for shape in study.shapes) == CONFIG.SHAPES
         assert study.protocol.budget.kind == "examples"
+        assert study.protocol.tune is not None
+    # Tuned in one way: as many rates, as far apart, as long.
+    tunes = [study.protocol.tune for study in config.modalities.values()]
+    assert len({(len(tune.learning_rates), tune.learning_rates[1] / tune.learning_rates[0],
+                 tune.seeds, tune.fraction, tune.extend) for tune in tunes}) == 1
 
 
-def test_a_part_of_the_seeds_is_a_part_of_the_study(monkeypatch):
-    monkeypatch.setenv("DEEPNARROW_SEEDS", "0")
-    part = load_config(FOLDER / "deepnarrow_small_scale.py", [])
-    monkeypatch.delenv("DEEPNARROW_SEEDS")
+def test_a_part_of_seeds_and_domains_is_a_part_of_the_study(monkeypatch):
     whole = load_config(FOLDER / "deepnarrow_small_scale.py", [])
+    monkeypatch.setenv("DEEPNARROW_SEEDS", "0")
+    monkeypatch.setenv("DEEPNARROW_DOMAINS", "peptides,text_t5")
+    part = load_config(FOLDER / "deepnarrow_small_scale.py", [])
     assert part.seeds == (0,)
-    assert part.modalities == whole.modalities
+    assert part.modalities == {name: whole.modalities[name] for name in ("peptides", "text_t5")}
 
 
 # --- data ----------------------------------------------------------------------------------------

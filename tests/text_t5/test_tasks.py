@@ -276,7 +276,7 @@ def test_custom_files_of_the_splits_decide_instead_of_the_hash(tmp_path, vocabul
             f"c: {split}") for i in range(4 + number))
     write_jsonl(tmp_path / "test.jsonl", [{"text": " TRAIN  1", "colour": "red"}])
     custom.read_labelled.cache_clear()
-    with pytest.raises(InputError, match="stands in the files of two splits.*train and test"):
+    with pytest.raises(InputError, match=r"stands in the files of two splits.*train and test"):
         make_tasks(custom_tasks={"c": line})
 
 
