@@ -17,7 +17,7 @@ from deepnarrow.config import resolve_options
 from deepnarrow.contract import check_task
 from deepnarrow.errors import InputError
 from deepnarrow_text_t5.options import default_data_options, default_options
-from deepnarrow_text_t5.tasks import BENCHMARK_TASKS, build, metrics, prompts, tasks
+from deepnarrow_text_t5.tasks import BENCHMARK_TASKS, build, custom, metrics, prompts, tasks
 from deepnarrow_text_t5.tasks.averages import averages
 from deepnarrow_text_t5.tasks.examples import TextExample, halves
 from deepnarrow_text_t5.tasks.readers import read_lines
@@ -261,6 +261,23 @@ def test_custom_splits_hold_each_text_once(tmp_path, vocabulary):
     assert not texts["validation"] & texts["test"]
     assert len(texts["train"]) == pytest.approx(320, abs=30)
     assert all(text.startswith("c: thing ") for text in texts["train"])
+
+
+def test_custom_files_of_the_splits_decide_instead_of_the_hash(tmp_path, vocabulary):
+    for number, split in enumerate(("train", "validation", "test")):
+        write_jsonl(tmp_path / f"{split}.jsonl", [
+            {"text": f"{split} {i}", "colour": ("red", "blue")[i % 2]} for i in range(4 + number)])
+    line = f"jsonl:{tmp_path}/{{split}}.jsonl#text->colour"
+    task = make_tasks(custom_tasks={"c": line})["c"]
+    for number, split in enumerate(("train", "validation", "test")):
+        source = task.examples(split)
+        assert source.num_examples == 4 + number
+        assert all(vocabulary.decode(source.load(i, None)["inputs"].tolist()).startswith(
+            f"c: {split}") for i in range(4 + number))
+    write_jsonl(tmp_path / "test.jsonl", [{"text": " TRAIN  1", "colour": "red"}])
+    custom.read_labelled.cache_clear()
+    with pytest.raises(InputError, match=r"stands in the files of two splits.*train and test"):
+        make_tasks(custom_tasks={"c": line})
 
 
 def test_custom_tsv_with_numbers_as_labels(tmp_path, vocabulary):

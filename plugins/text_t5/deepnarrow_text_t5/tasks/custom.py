@@ -14,7 +14,9 @@ from deepnarrow_text_t5.tasks.benchmark import check_split
 from deepnarrow_text_t5.tasks.examples import TextExample
 from deepnarrow_text_t5.tasks.readers import Placed, column, read_jsonl, read_tsv, text
 
-FORM = "jsonl:PATH#TEXT->LABEL or tsv:PATH#TEXT->LABEL"
+FORM = "jsonl:PATH#TEXT->LABEL or tsv:PATH#TEXT->LABEL, where PATH may hold {split}"
+SPLIT_FIELD = "{split}"  # in a path: a file a split, which decides instead of the text's hash
+SPLITS = ("train", "validation", "test")
 # Shares of texts that go to train and to validation; the rest is the test split.
 TRAIN, VALIDATION = 0.8, 0.1
 MAX_CLASSES = 1000
@@ -24,15 +26,15 @@ _READERS = {"jsonl": read_jsonl, "tsv": read_tsv}
 
 
 class Labelled(NamedTuple):
-    """A labelled file: (text, class) in order, and what the classes are called."""
+    """A labelled file: (text, class, split) in order, and what the classes are called."""
 
-    rows: tuple[tuple[str, int], ...]
+    rows: tuple[tuple[str, int, str], ...]
     words: tuple[str, ...]
 
 
 @functools.cache
 def read_labelled(name: str, line: str) -> Labelled:
-    """Reads the file of a custom task.
+    """Reads the file, or the three files, of a custom task.
 
     The classes are the distinct labels, integers in the order of numbers, other labels in that of
     letters.
@@ -43,7 +45,8 @@ def read_labelled(name: str, line: str) -> Labelled:
 
     Raises:
       InputError: the line or the name cannot be, the file or a column is missing, a text is empty,
-        a label is no text, integer or bool, or there are not 2 to 1000 classes.
+        a label is no text, integer or bool, there are not 2 to 1000 classes, or a text stands in
+        the files of two splits.
     """
     where = f"data.custom_tasks.{name}"
     found = _LINE.fullmatch(line) if isinstance(line, str) else None
@@ -52,28 +55,49 @@ def read_labelled(name: str, line: str) -> Labelled:
     if found is None:
         raise InputError(where, "cannot be read", got=repr(line), expected=FORM)
     kind, path, text_column, label_column = found.groups()
-    rows = [(_text(placed, text_column), _label(placed, label_column))
-            for placed in _READERS[kind](Path(path).expanduser(), where)]
+    rows = [(_text(placed, text_column), _label(placed, label_column), split)
+            for split, file in _files(path)
+            for placed in _READERS[kind](Path(file).expanduser(), where)]
     if not rows:
         raise InputError(f"{where}, file '{path}'", "has no rows")
-    labels = {label for _, label in rows}
+    rows = [(row, label, split or _split_of(row)) for row, label, split in rows]
+    labels = {label for _, label, _ in rows}
     if not 2 <= len(labels) <= MAX_CLASSES:
         raise InputError(f"{where}, column {label_column!r}", "has no usable number of classes",
                          got=len(labels), expected=f"2..{MAX_CLASSES}",
                          hint="is it the column of the labels?")
     words = tuple(sorted(labels, key=_order(labels)))
     index = {word: i for i, word in enumerate(words)}
+    _check_splits(rows, where)
     _warn_of_contradictions(rows, where)
-    return Labelled(tuple((row, index[label]) for row, label in rows), words)
+    return Labelled(tuple((row, index[label], split) for row, label, split in rows), words)
 
 
-def _warn_of_contradictions(rows: list[tuple[str, str]], where: str) -> None:
+def _files(path: str) -> list[tuple[str, str]]:
+    """(split, file); no split where the text's hash decides."""
+    if SPLIT_FIELD not in path:
+        return [("", path)]
+    return [(split, path.replace(SPLIT_FIELD, split)) for split in SPLITS]
+
+
+def _check_splits(rows: list[tuple[str, str, str]], where: str) -> None:
+    """Refuses texts that files put in two splits."""
+    first: dict[str, str] = {}
+    for row, _, split in rows:
+        before = first.setdefault(_alike(row), split)
+        if before != split:
+            raise InputError(where, "a text stands in the files of two splits",
+                             got=f"{shorten(row)!r} in {before} and {split}",
+                             hint="leave it out of all but one")
+
+
+def _warn_of_contradictions(rows: list[tuple[str, str, str]], where: str) -> None:
     """Warns of texts that stand with several labels: no model can be right about all of them."""
     first: dict[str, str] = {}
-    several = {alike for row, label in rows
+    several = {alike for row, label, _ in rows
                if first.setdefault(alike := _alike(row), label) != label}
     if several:
-        number = sum(_alike(row) in several for row, _ in rows)
+        number = sum(_alike(row) in several for row, _, _ in rows)
         warnings.warn(f"{where}: {number} of {len(rows)} rows have a text that stands with several "
                       f"labels, e.g. {shorten(min(several))!r}", stacklevel=2)
 
@@ -112,7 +136,7 @@ def read_split(name: str, line: str, split: str) -> list[TextExample]:
     wanted = split.removesuffix("_full")
     examples = [
         TextExample(f"{name}: {row}", labelled.words[label], label, None, row)
-        for row, label in labelled.rows if _split_of(row) == wanted]
+        for row, label, place in labelled.rows if place == wanted]
     if not examples:
         raise InputError(f"task {name!r}", f"split {split!r} is empty",
                          got=f"{len(labelled.rows)} rows in all, of {shorten(line)}",
