@@ -49,6 +49,11 @@ class LayerNorm(nnx.Module):
         """Normalises the last axis; the result has the compute dtype."""
 
         def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            if x.dtype == jnp.bfloat16:
+                x = x.astype(jnp.float32)
+                mean = jnp.mean(x, axis=-1, keepdims=True)
+                var = jnp.maximum(jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean), 0.0)
+                return ((x - mean) * jax.lax.rsqrt(var + self.eps) * scale + bias).astype(self.dtype)
             x = x.astype(jnp.float32)
             x -= jnp.mean(x, axis=-1, keepdims=True)
             return (_unit_rms(x, self.eps) * scale + bias).astype(self.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -74,6 +75,26 @@ class RelativeBias(nnx.Module):
         bucket = table[jnp.clip(relative, -self.max_distance, self.max_distance)
                        + self.max_distance]
         embedding = gathered(self.embedding[...], "buckets", "heads")
-        bias = embedding.T[:, bucket]  # [..., query, key] -> [num_heads, ..., query, key]
+        # [..., query, key] -> [num_heads, ..., query, key]
+        bias = jax.lax.platform_dependent(
+            embedding, bucket, tpu=_look_up_by_product, default=_look_up)
         bias = jnp.moveaxis(bias, 0, -3)  # -> [..., num_heads, query, key]
         return constrain(bias, *[None] * (bias.ndim - 3), "heads", "length", "length")
+
+
+def _look_up(
+    embedding: Float[Array, "buckets num_heads"], bucket: Int[Array, "..."]
+) -> Float[Array, "num_heads ..."]:
+    return embedding.T[:, bucket]
+
+
+def _look_up_by_product(
+    embedding: Float[Array, "buckets num_heads"], bucket: Int[Array, "..."]
+) -> Float[Array, "num_heads ..."]:
+    """The same numbers by a matrix product, so that the gradient is one, too.
+
+    On a TPU the gradient of indexing is a scatter of query x key rows of num_heads numbers, each
+    padded to 128.
+    """
+    one_hot = jax.nn.one_hot(bucket, len(embedding), dtype=embedding.dtype, axis=0)
+    return jnp.tensordot(embedding.T, one_hot, 1, precision=jax.lax.Precision.HIGHEST)

@@ -67,12 +67,12 @@ class PatchEmbedding(nnx.Module):
         self, image: Float[Array, "batch size size channels"]
     ) -> Float[Array, "batch length d_model"]:
         """Embeds the patches row by row, in the compute dtype."""
-        patches = extract_patches(image.astype(self.dtype), self.kernel.shape[0])
-        # [patch, patch, channels, d_model] -> [patch * patch * channels, d_model]
         kernel = gathered(self.kernel[...].astype(self.dtype), None, None, "channels", "embed")
-        kernel = kernel.reshape(-1, kernel.shape[-1])
-        # [batch, length, patch * patch * channels] -> [batch, length, d_model]
-        x = patches @ kernel + self.bias[...].astype(self.dtype)
+        p, _, channels, d_model = kernel.shape
+        n, size = image.shape[:2]
+        x = jax.lax.conv_general_dilated(image.astype(self.dtype), kernel, (p, p), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = x.reshape(n, -1, d_model)
+        x = x + self.bias[...].astype(self.dtype)
         return constrain(x, "batch", "length", "embed")
 
 
