@@ -622,7 +622,8 @@ def test_attention_weights_and_their_gradients(dtype, biases, masked):
     tolerance = 1e-6 if dtype == "float32" else 0.03
     np.testing.assert_allclose(weights.astype(jnp.float32), expected, atol=tolerance)
     for one, other, given in zip(found, gradients, (scores, bias), strict=False):
-        assert one.dtype == given.dtype and one.shape == given.shape
+        assert one.dtype == given.dtype
+        assert one.shape == given.shape
         np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32),
                                    atol=2 * tolerance)
 

@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         context: Float[Array, "batch key d_model"] | None = None,
         *,
         mask: Bool[Array, "#batch 1 #query key"] | None = None,
-        bias: Float[Array, "#batch num_heads query key"] | None = None,
+        bias: Float[Array, "parts num_heads query key"] | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch query d_model"]:
         """Attends from `x` to `context`, or to `x` itself where there is none.
@@ -60,7 +60,7 @@ class Attention(nnx.Module):
           x: what asks.
           context: what is attended to.
           mask: True where a query may see a key; None where it may see all.
-          bias: added to the scores, float32.
+          bias: added to the scores, float32; the same for each of equal parts of the batch.
           key: feeds dropout, None for none.
 
         Returns:
@@ -91,7 +91,7 @@ class Attention(nnx.Module):
         values: Float[Array, "batch key ..."],
         *,
         mask: Bool[Array, "#batch 1 #query key"] | None = None,
-        bias: Float[Array, "#batch num_heads query key"] | None = None,
+        bias: Float[Array, "parts num_heads query key"] | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch query d_model"]:
         """Attention over projected queries, keys and values; arguments as in `__call__`."""
@@ -109,7 +109,7 @@ class Attention(nnx.Module):
 def attention_weights(
     scores: Float[Array, "batch num_heads query key"],
     mask: Bool[Array, "#batch 1 #query key"] | None,
-    bias: Float[Array, "#batch num_heads query key"] | None,
+    bias: Float[Array, "parts num_heads query key"] | None,
     dtype: Any = jnp.float32,
 ) -> Float[Array, "batch num_heads query key"]:
     """Softmax of `scores + bias` over the keys that `mask` lets a query see.
@@ -126,7 +126,10 @@ def _softmax(
 ) -> jax.Array:
     """Keeps one attention map for the backward pass, the weights in `dtype`; autodiff keeps two."""
     if bias is not None:
-        scores += bias.astype(scores.dtype)
+        bias = bias.astype(scores.dtype)
+        if len(bias) > 1:  # [parts, num_heads, query, key] -> [batch, num_heads, query, key]
+            bias = jnp.repeat(bias, len(scores) // len(bias), axis=0)
+        scores += bias
     if mask is None:
         return jax.nn.softmax(scores.astype(jnp.float32)).astype(dtype)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min).astype(jnp.float32)
@@ -152,8 +155,8 @@ def _softmax_backward(
     moved = moved.astype(scores.dtype)
     if bias is None:
         return moved, None, None
-    summed = (jnp.sum(moved, axis=0, keepdims=True, dtype=bias.dtype)
-              if bias.shape[0] < len(moved) else moved.astype(bias.dtype))
+    # [batch, num_heads, query, key] -> [parts, num_heads, query, key]
+    summed = jnp.sum(moved.reshape(len(bias), -1, *moved.shape[1:]), axis=1, dtype=bias.dtype)
     return moved, summed, None
 
 

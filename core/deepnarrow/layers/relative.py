@@ -82,19 +82,19 @@ class RelativeBias(nnx.Module):
 
 
 def _look_up(
-    table: np.ndarray, embedding: Float[Array, "buckets num_heads"], relative: Int[Array, "..."]
+    table: np.ndarray, embedding: Float[Array, "buckets num_heads"], relative: Int[Array, ...]
 ) -> Float[Array, "num_heads ..."]:
     """The bias at relative positions within what `table` holds; it is a `bucket_table`."""
     return embedding.T[:, jnp.asarray(table)[relative + len(table) // 2]]
 
 
 def _multiply(
-    table: np.ndarray, embedding: Float[Array, "buckets num_heads"], relative: Int[Array, "..."]
+    table: np.ndarray, embedding: Float[Array, "buckets num_heads"], relative: Int[Array, ...]
 ) -> Float[Array, "num_heads ..."]:
     """The same numbers as `_look_up`, by comparisons and a matrix product.
 
-    A TPU looks up element by element, and its gradient is a scatter of query x key rows, each padded
-    to 128 numbers: together 2.2 GB through memory for T5's 512 x 512.
+    A TPU looks up element by element, and its gradient is a scatter of query x key rows, padded
+    to 128 numbers each: together 2.2 GB through memory for T5's 512 x 512.
     """
     positions = np.arange(len(table)) - len(table) // 2
     own = [positions[table == bucket] for bucket in range(len(embedding))]  # one run each, or none
