@@ -142,7 +142,7 @@ def apply(
     length = x.shape[1]
     shared = Shared(
         mask=attention_mask(mask, causal=options.causal, length=length),
-        bias=self_bias(ends, *x.shape[:2], positions),
+        bias=self_bias(ends, len(x), length, positions),
         context=None if context is None else context.astype(options.compute_dtype),
         context_mask=attention_mask(context_mask, causal=False, length=length),
     )

@@ -93,8 +93,9 @@ def spread_here(
         return dataclasses.replace(said, note=f"{topology.num_devices} devices: by estimate the "
                                    "study fits in no way; it is run as the config says")
     choice = way[0].choice
-    remats = {cell.modality.name: one.choice.remat for cell, one in zip(cells, way, strict=True)
-              if cell.modality.name not in fixed}
+    remats: dict[str, Remat] = {
+        cell.modality.name: one.choice.remat for cell, one in zip(cells, way, strict=True)
+        if cell.modality.name not in fixed}
     sharding = Sharding(str(choice.mesh), choice.preset, choice.micro_batches)
     return Spread(sharding, remats, f"planned for {topology.num_devices} devices: {choice}")
 

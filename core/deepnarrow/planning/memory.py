@@ -77,7 +77,7 @@ def temporary_bytes(
 def _copied(work: Work, inputs: Mapping[str, ArraySpec]) -> float:
     """Images in the compute dtype, as their first convolution reads them; tokens are not copied."""
     elements = sum(math.prod(spec.shape) for spec in inputs.values()
-                   if spec.dtype == "float32" and len(spec.shape) > 1)
+                   if spec.dtype == "float32" and len(spec.shape) > 2)
     return work.costs.float_bytes * elements * LANES * math.ceil(work.examples / LANES)
 
 
