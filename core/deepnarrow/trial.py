@@ -126,8 +126,7 @@ class UnitRunner:
     ):
         self.config, self.registry, self.data, self.cells = config, registry, data, cells
         self.workdir, self.claim, self.deliver = workdir, claim, deliver
-        self.progress, self.hosts = progress, hosts
-        self._asked = stop
+        self.progress, self.hosts, self._asked = progress, hosts, stop
         self._watchdog: Watchdog | None = None
         self.spread = spread_here(
             config, registry, data, [cell.trial for cell in cells.values()],
