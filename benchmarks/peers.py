@@ -1,4 +1,4 @@
-"""The peers' networks: big_vision's and T5X's from checkouts on PYTHONPATH, transformers' installed.
+"""The peers' networks: big_vision's and T5X's from checkouts on PYTHONPATH.
 
 Only networks are imported: the packages around big_vision's and T5X's need their whole training
 stacks, TensorFlow among them, so empty packages stand in that lead to the checkouts' files.
