@@ -2,8 +2,8 @@
 
     python -m benchmarks [NAME ...] [--json] [-- ARGUMENTS]
 
-Runs the benchmarks named, all of `ENTRIES` if none is, each by `python -m benchmarks.NAME --json` in
-a process of its own; what comes after `--` is handed to the one that is named. A benchmark measures
+Runs the benchmarks named, all of `ENTRIES` if none is, as `python -m benchmarks.NAME --json`,
+each in a process; what comes after `--` is handed to the one that is named. A benchmark measures
 beside ours what is installed or on PYTHONPATH; what it lacks is printed with what to install.
 """
 
