@@ -43,7 +43,7 @@ def import_big_vision(checkout: Path) -> Any:
     # The last two load weights, which is not done here.
     stand_in(checkout, "big_vision", "big_vision.models", "big_vision.utils",
              "big_vision.models.common")
-    from big_vision.models import vit  # pyright: ignore[reportMissingImports]
+    from big_vision.models import vit
 
     return vit
 
@@ -52,6 +52,6 @@ def import_big_vision(checkout: Path) -> Any:
 def import_t5x(checkout: Path) -> Any:
     """Returns T5X's minimal network, `examples.t5.network`."""
     stand_in(checkout, "t5x", "t5x.examples", "t5x.examples.t5")
-    from t5x.examples.t5 import network  # pyright: ignore[reportMissingImports]
+    from t5x.examples.t5 import network
 
     return network

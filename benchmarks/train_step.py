@@ -162,7 +162,7 @@ def t5x(batch: Batch) -> Step:
 
 def torch_step(model: Any, inputs: Mapping[str, Any]) -> Step:
     """Loss, gradients and AdamW of a model of transformers."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
                                   fused=True)
@@ -177,8 +177,11 @@ def torch_step(model: Any, inputs: Mapping[str, Any]) -> Step:
 
 def transformers_vit(batch: Batch) -> Step:
     """transformers' ViT."""
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import (  # pyright: ignore[reportMissingImports]
+        ViTConfig,
+        ViTForImageClassification,
+    )
 
     model = ViTForImageClassification(ViTConfig(
         hidden_size=VIT.d_model, num_hidden_layers=VIT.num_encoder_layers,
@@ -192,8 +195,11 @@ def transformers_vit(batch: Batch) -> Step:
 
 def transformers_t5(batch: Batch) -> Step:
     """transformers' T5."""
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import (  # pyright: ignore[reportMissingImports]
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     model = T5ForConditionalGeneration(T5Config(
         vocab_size=VOCABULARY, d_model=T5.d_model, d_kv=T5.d_kv, d_ff=T5.d_ff,
@@ -292,7 +298,7 @@ def xla_products(forward: list[Product]) -> Step:
 
 def torch_products(forward: list[Product]) -> Step:
     """All products of a step, by PyTorch."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     operands = [(product, [[torch.tensor(x) for x in side] for side in _operands(product)])
                 for product in _all_products(forward)]

@@ -34,9 +34,9 @@ class PartClock:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._heard)
 
-    def _heard(self, event: str, duration: float, **_: object) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: object) -> None:
         if event.rpartition("/")[2] in _COMPILE_EVENTS:
-            self.seconds["compile"] += duration
+            self.seconds["compile"] += duration_secs
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
