@@ -52,6 +52,7 @@ from deepnarrow.trialrows import (
     finetune_curve,
     finetune_outcomes,
     finetune_rows,
+    finetune_seed,
     probe_rows,
     quality_rows,
     run_name,
@@ -74,7 +75,6 @@ LEAVE_WAIT_S = 120.0  # for the process of an earlier attempt to save and leave
 MAX_NAMED = 3  # arrays that a note names
 # Of programs that only apply a checkpoint.
 _NO_TRAINING = OptimizerConfig("adafactor", 1e-3, "constant")
-_FINETUNE = 1  # tells fine-tuning's seeds from pre-training's
 
 
 @dataclasses.dataclass
@@ -487,14 +487,6 @@ class UnitRunner:
             environment={**environment.describe(), "error": shorten(what, 500),
                          "bad_input": isinstance(error, InputError),
                          "traceback": str((directory / "error.txt").relative_to(self.workdir))})
-
-
-def finetune_seed(seed: int, index: int) -> int:
-    """Returns the seed of the `index`-th fine-tuning of pre-training seed `seed`.
-
-    Hashed, so that it shares no stream of examples or dropout with any pre-training seed.
-    """
-    return int(np.random.SeedSequence((_FINETUNE, seed, index)).generate_state(1)[0] >> 1)
 
 
 def _trained_together(stage: FineTune, tasks: Mapping[str, Task]) -> list[tuple[Task, ...]]:
