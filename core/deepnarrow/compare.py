@@ -113,6 +113,7 @@ class Comparison:
       outside: shapes by domain whose cost is outside the reference curve's range.
       left_out: shapes by domain without a finite cost or quality, and why.
       non_finite: number of values that were not finite.
+      at_edge: shapes by domain whose learning rate is at the edge of what was tried.
     """
 
     cost: str
@@ -128,6 +129,7 @@ class Comparison:
     outside: Mapping[str, tuple[str, ...]]
     left_out: Mapping[str, Mapping[str, str]]
     non_finite: int
+    at_edge: Mapping[str, tuple[str, ...]]
 
 
 def compare(
@@ -172,7 +174,17 @@ def compare(
         verdicts, reasons, tests, margin, saving,
         {name: one.outside for name, one in found.items() if one.outside},
         {name: family.left_out for name, family in families.items() if family.left_out},
-        count_non_finite(table, cost, *{quality for quality, _ in qualities.values()}))
+        count_non_finite(table, cost, *{quality for quality, _ in qualities.values()}),
+        {name: shapes for name in names if (shapes := _at_edge(table, name))})
+
+
+def _at_edge(table: Table, domain: str) -> tuple[str, ...]:
+    """Shapes whose best learning rate was the least or the greatest tried: better ones may lie on.
+    """
+    edges = table.columns.get("tuning_edge")
+    if edges is None or edges.dtype != object:
+        return ()
+    return tuple(dict.fromkeys(table.name[(table.domain == domain) & table.done & (edges != "")]))
 
 
 def _check(table: Table, names: Sequence[str]) -> None:

@@ -371,8 +371,8 @@ def study_status(workdir: str | Path) -> dict[str, Any]:
             if row["key"] not in ended or ended[row["key"]].status not in FINISHED]
     unfinished = {row["key"] for row in todo}
     now = [state for state in running(workdir) if state["key"] in unfinished]
-    return {**_progress(trials, ended, now), "tries": _progress(tries, ended, now),
-            "running": now, "seconds_left": _seconds_left(todo, plan, ended),
+    return {**_progress(trials, ended, now), "running": now, "tries": _progress(tries, ended, now),
+            "seconds_left": _seconds_left(todo, plan, ended),
             "data_order": _check_logs(workdir, [row["key"] for row in plan])}
 
 
@@ -385,7 +385,7 @@ def _progress(
     statuses = Counter(ended[key].status for key in keys & ended.keys())
     counts = {status: statuses[status] for status in ("done", "diverged", "failed")}
     busy = len(keys & {state["key"] for state in now})
-    return {"total": len(keys), **counts,
+    return {"total": len(keys), **counts, "running": busy,
             "todo": len(keys) - sum(statuses[status] for status in FINISHED) - busy}
 
 

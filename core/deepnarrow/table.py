@@ -28,6 +28,7 @@ from deepnarrow.summary import (
     seed_qualities,
     shape_table,
 )
+from deepnarrow.tuning import choice_in
 
 # What "params" and "flops" stand for where a table has no such column: a shape's own size, without
 # the table of embeddings.
@@ -78,7 +79,7 @@ class Table:
 def from_records(records: Iterable[Record]) -> Table:
     """Returns one row a trial, with the columns of `records.COSTS`, the fields of the shape,
     `depth` (layers of all stacks), `width` (d_model), `key`, `status`, `machine`, `budget_kind`,
-    and every quality.
+    `tuning_edge` (see `tuning.Choice`) and every quality.
 
     Raises:
       InputError: settings of several studies are mixed (see `summary.shape_table`).
@@ -100,6 +101,7 @@ def from_records(records: Iterable[Record]) -> Table:
     columns["status"] = _texts(r.status for r in trials)
     columns["machine"] = _texts(machine(r) for r in trials)
     columns["budget_kind"] = _texts(_budget_kind(r) for r in trials)
+    columns["tuning_edge"] = _texts(_tuning_edge(r) for r in trials)
     columns |= {name: _floats(one.get(name, ("", None))[1] for one in found) for name in qualities}
     missing = {name: np.array([name in one and one[name][1] is None for one in found])
                for name in qualities}
@@ -120,6 +122,11 @@ def _beside(
         made[origin] = {name: _floats(one.get(name, ("", None))[1] for one in found)
                         for name in names}
     return {origin: columns for origin, columns in made.items() if columns}
+
+
+def _tuning_edge(record: Record) -> str:
+    choice = choice_in(record)
+    return choice.edge if choice is not None else ""
 
 
 def _budget_kind(record: Record) -> str:

@@ -3,7 +3,15 @@
 import pytest
 
 from deepnarrow.errors import InputError
-from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol, RunOptions
+from deepnarrow.protocol import (
+    Budget,
+    FewShot,
+    FineTune,
+    OptimizerConfig,
+    Protocol,
+    RunOptions,
+    Tune,
+)
 
 ADAMW = OptimizerConfig("adamw", 1e-3, "cosine")
 COSTS = {"num_examples": 1000, "tokens_per_example": 100, "train_flops_per_example": 3e6}
@@ -73,6 +81,18 @@ def test_budget_steps_by_hand(budget, steps):
             "dropout_rate is a field of fine_tune itself",
         ),
         (lambda: Protocol(0, Budget("examples", 1), ADAMW), "batch_size is out of range"),
+        (lambda: Tune((1e-3,), (7,)), "learning_rates cannot be used (got 0.001; expected two or"),
+        (lambda: Tune((), (7,)), "learning_rates cannot be used (got none"),
+        (lambda: Tune((1e-2, 1e-3), (7,)), "expected two or more, increasing"),
+        (lambda: Tune((1e-3, 1e-3), (7,)), "expected two or more, increasing"),
+        (lambda: Tune((0.0, 1e-3), (7,)), "a learning rate is out of range (got 0.0"),
+        (lambda: Tune((1e-3, float("nan")), (7,)), "a learning rate is out of range (got nan"),
+        (lambda: Tune((1e-3, 1e-2), ()), "tune: seeds is empty"),
+        (lambda: Tune((1e-3, 1e-2), (7, 7)), "seeds names one twice (got 7, 7)"),
+        (lambda: Tune((1e-3, 1e-2), (-1,)), "a seed is out of range (got -1"),
+        (lambda: Tune((1e-3, 1e-2), (7,), fraction=0.0), "fraction is out of range (got 0.0"),
+        (lambda: Tune((1e-3, 1e-2), (7,), fraction=1.5), "fraction is out of range (got 1.5"),
+        (lambda: Tune((1e-3, 1e-2), (7,), extend=-1), "extend is out of range (got -1"),
         (lambda: RunOptions(log_every=0), "log_every is out of range"),
     ],
 )

@@ -18,7 +18,7 @@ from deepnarrow.launch.orders import leave, left, read_order, write_order
 from deepnarrow.launch.pool import Engine
 from deepnarrow.launch.session import Session
 from deepnarrow.progress import StudyProgress
-from deepnarrow.protocol import Launch
+from deepnarrow.protocol import Launch, Tune
 from deepnarrow.running import say_running, state_file
 from deepnarrow.store import Store
 from deepnarrow.study import run_study, study_status
@@ -230,7 +230,7 @@ def test_a_worker_without_signs_of_life_is_ended(session, tmp_path):
 @pytest.mark.parametrize(("text", "message"), [
     (None, "cannot be read"), ("{", "is no JSON"), ("[" * 100_000, "is no JSON"),
     ("{}", "is no order"), ('{"workdir": "w", "attempts": {"k": true}}', "is no order"),
-    ('{"workdir": "w", "attempts": {"k": 1}, "config": {"name": 3}}', "name")])
+    ('{"workdir": "w", "attempts": {"k": 1}, "tuned": {}, "config": {"name": 3}}', "name")])
 def test_orders_that_are_none_are_refused(tmp_path, text, message, capsys):
     path = tmp_path / "order.json"
     if text is not None:
@@ -280,6 +280,22 @@ def test_local_gives_what_inline_gives(tmp_path):
     assert facts(tmp_path / "local") == facts(tmp_path / "inline")
     status = study_status(tmp_path / "local")
     assert (status["running"], status["data_order"]) == ([], {"checked": 1, "damaged": []})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed")
+def test_local_tunes_as_inline_does(tmp_path):
+    """Three processes of tries, one of them beyond the grid, then the trial's."""
+    config, registry = jobs.toy_config(transfer=False), jobs.toy_registry()
+    part = config.modalities["toy"]
+    tune = Tune((1e-5, 1e-4), seeds=(1000,), fraction=0.5, extend=1)
+    part = dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, tune=tune))
+    config = dataclasses.replace(config, modalities={"toy": part})
+    run_study(config, tmp_path / "inline", registry)
+    summary = run_study(config, tmp_path / "local", registry, "local")
+    assert dict(summary.counts) == {"done": 1}
+    assert facts(tmp_path / "local") == facts(tmp_path / "inline")
+    assert study_status(tmp_path / "local")["tries"]["done"] == 3
 
 
 @pytest.fixture

@@ -157,6 +157,9 @@ def _show(console: Console, made: Comparison, beside: Comparison | None) -> None
         what = [f"{len(made.outside.get(domain, ()))} outside the reference's range",
                 f"{len(made.left_out.get(domain, ()))} without finite cost or quality"]
         console.print(f"not compared in {shorten(domain)}: {', '.join(what)}", markup=False)
+    for domain, names in made.at_edge.items():
+        console.print(f"learning rate at the edge of what was tried in {shorten(domain)}: "
+                      f"{shorten(', '.join(names), 300)}", markup=False)
     if made.non_finite:
         console.print(f"{plural(made.non_finite, 'value')} not finite, left out", markup=False)
 

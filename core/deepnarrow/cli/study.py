@@ -85,8 +85,8 @@ def status(options: argparse.Namespace) -> Output:
 
 def _show_status(console: Console, state: dict[str, Any]) -> None:
     left = state["seconds_left"]
-    rows = [(name, len(value) if isinstance(value, list) else value)
-            for name, value in state.items()
+    busy = len(state["running"]) - state["tries"]["running"]
+    rows = [(name, busy if name == "running" else value) for name, value in state.items()
             if name not in ("seconds_left", "data_order", "tries")]
     console.print(table(["trials", "number:"], rows))
     if state["tries"]["total"]:

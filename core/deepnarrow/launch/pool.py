@@ -129,7 +129,8 @@ def collect(session: Session) -> None:
     """
     for path, record, attempt in left(session.workdir):
         if session.deliver(record, attempt):
-            session.progress.ended(f"{record.modality} {record.name} seed {record.seed}: "
+            what = ", a try" if record.is_try else ""
+            session.progress.ended(f"{record.modality} {record.name} seed {record.seed}{what}: "
                                    f"{record.status}")
         else:
             session.progress.note(f"note: {record.name} seed {record.seed}: attempt {attempt} came "

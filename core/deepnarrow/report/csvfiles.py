@@ -9,12 +9,13 @@ from typing import Any
 
 from deepnarrow.export import COLUMNS, flat_rows
 from deepnarrow.records import Record
-from deepnarrow.report import results
+from deepnarrow.report import results, tuned
 from deepnarrow.report.findings import Findings
 from deepnarrow.report.sheets import Sheet, Sources, safe, to_csv
 from deepnarrow.report.tables import Curve, TransferTable
 
-Measured = Mapping[str, tuple[Mapping[str, list[Curve]], Sequence[TransferTable]]]  # by domain
+# By domain.
+Measured = Mapping[str, tuple[Mapping[str, list[Curve]], Sequence[TransferTable], tuned.Tuned]]
 
 
 def of(
@@ -26,7 +27,7 @@ def of(
       found: by the analyses.
       sources: of the shapes.
       trials: whose metrics are listed, each with its seeds.
-      measured: learning curves and transfer, by domain.
+      measured: learning curves, transfer and learning rates, by domain.
     """
     sheets: dict[str, list[Sheet]] = {}
     for domain in found.domains:
@@ -49,9 +50,10 @@ def of(
     return made | ({"metrics.csv": _metrics(trials)} if trials else {})
 
 
-def _measured(domain: str, measured: Measured) -> tuple[Sheet, Sheet]:
-    curves, transfer = measured.get(domain, ({}, []))
-    return results.curves(curves, domain), results.transfer(transfer, domain)
+def _measured(domain: str, measured: Measured) -> tuple[Sheet, ...]:
+    curves, transfer, rates = measured.get(domain, ({}, [], ()))
+    return (results.curves(curves, domain), results.transfer(transfer, domain),
+            tuned.sheet(rates, domain))
 
 
 def _metrics(trials: Sequence[Record]) -> bytes:

@@ -22,6 +22,7 @@ from deepnarrow.report import (
     recordsections,
     render,
     sections,
+    tuned,
 )
 from deepnarrow.report.findings import Domain, Findings, find
 from deepnarrow.report.recordsections import MAX_ROWS
@@ -48,6 +49,7 @@ class Chapter:
     domain: Domain
     curves: Mapping[str, list[Curve]]
     transfer: list[TransferTable]
+    tuned: tuned.Tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ def write_files(
     for name, (rows, heading) in _figures(content).items():
         made[f"{name}.png"], made[f"{name}.svg"] = render.to_files(rows, heading)
     made |= csvfiles.of(content.found, content.sources, content.trials, {
-        one.domain.name: (one.curves, one.transfer) for one in content.chapters})
+        one.domain.name: (one.curves, one.transfer, one.tuned) for one in content.chapters})
     try:
         for name, data in made.items():
             files.write_bytes(directory / name, data)
@@ -115,7 +117,8 @@ def _content(records: Sequence[Record], title: str, tables: Sequence[Table]) -> 
     for domain in found.domains:
         own = [trial for trial in trials if trial.modality == domain.name]
         mine = [row for row in rows if row.modality == domain.name]
-        chapters.append(Chapter(domain, mean_curves(own, mine), transfer_tables(own, mine)))
+        chapters.append(Chapter(domain, mean_curves(own, mine), transfer_tables(own, mine),
+                                tuned.tuned(own, mine)))
     done = [int(table.done.sum()) for table in tables]
     return Content(title, trials, count_runs(records, trials),
                    (sum(done), sum(map(len, tables)) - sum(done)), found, chapters,
@@ -251,7 +254,8 @@ def _chapter(chapter: Chapter, content: Content) -> str:
     if chapter.transfer or chapter.curves or content.trials:
         parts += ["<h3>Learning curves</h3>", recordsections.curves(chapter.curves),
                   "<h3>Transfer</h3>", sections.worth(domain, sources),
-                  *recordsections.transfer(chapter.transfer)]
+                  *recordsections.transfer(chapter.transfer),
+                  tuned.section(chapter.tuned, domain.name, sources)]
     parts += ["<h3>Shapes</h3>", recordsections.shapes(domain, sources, content.anchors),
               sections.problems(domain.problems), "</section>"]
     return "".join(parts)

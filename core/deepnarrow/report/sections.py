@@ -82,6 +82,9 @@ def across(found: Findings, sources: Sources) -> str:
         notes += [f"{len(names)} shapes of {domain} have no finite cost or quality"
                   for domain, names in one.left_out.items()]
         said = f'<p class="note">Left out: {escape("; ".join(notes), 600)}.</p>' if notes else ""
+        edges = "; ".join(f"{domain}: {', '.join(names)}" for domain, names in one.at_edge.items())
+        said += (f'<p class="note">Learning rate at the edge of what was tried: '
+                 f'{escape(edges, 600)}.</p>' if edges else "")
         parts.append(f'<details{"" if stage in seen else " open"}><summary>{escape(title)}'
                      f'</summary><div class="effects">{drawn}</div>{body}{said}</details>')
         seen.add(stage)

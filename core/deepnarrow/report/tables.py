@@ -135,7 +135,9 @@ def count_runs(records: Sequence[Record], trials: Sequence[Record]) -> Counts:
     found = Counter(record.status for record in trials)
     statuses: dict[Status, int] = {
         status: found[status] for status in ("done", "diverged", "failed", "preempted")}
-    values = (row.value for record in trials for row in (*record.metrics, *record.curve))
+    # A rate that diverged while tuning is a result, and stands with each trial of its shape.
+    values = (row.value for record in trials for row in (*record.metrics, *record.curve)
+              if row.stage != "tuning")
     non_finite = sum(value is None or not math.isfinite(value) for value in values)
     return Counts(statuses, len(records) - len(trials), non_finite)
 
