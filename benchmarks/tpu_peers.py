@@ -57,10 +57,31 @@ def ours(modality: str, shape: str, batch_size: int, **settings: Any) -> Network
              for name, spec in cell.step.arrays.items()}
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        out = model.loss(params, batch, None, train=True)
+        out = model.loss(joined(params), batch, None, train=True)
         return out.loss_sum / out.weight_sum
 
-    return loss, jax.eval_shape(model.init, jax.random.key(0)), batch
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return loss, params if settings.get("scan", True) else split(params), batch
+
+
+def split(params: Any) -> Any:
+    """An array a layer, abstract, as peers' unscanned networks have them."""
+    if not isinstance(params, dict):
+        return params
+    found = {name: split(part) for name, part in params.items()}
+    if "layers" in params:
+        leaves, treedef = jax.tree.flatten(params["layers"])
+        found["layers"] = [treedef.unflatten([array(x.shape[1:], x.dtype) for x in leaves])
+                           for _ in range(leaves[0].shape[0])]
+    return found
+
+
+def joined(params: Any) -> Any:
+    """What `split` took apart, as our model takes it."""
+    if isinstance(params, list):
+        return jax.tree.map(lambda *layers: jnp.stack(layers), *params)
+    return ({name: joined(part) for name, part in params.items()} if isinstance(params, dict)
+            else params)
 
 
 def stand_in(checkout: Path, *packages: str) -> None:

@@ -11,14 +11,21 @@ MAX_SHOWN = 80
 def shorten(value: object, limit: int = MAX_SHOWN) -> str:
     """Shows `value` in an error on one line: at most `limit` characters, nothing unprintable.
 
-    >>> shorten("a" * 100, limit=10)
-    'aaaaaaa...'
+    Of what is longer both ends are kept: the end of a path is the file's name.
+
+    >>> shorten("a/long/path/file.txt", limit=15)
+    'a/lo...file.txt'
     >>> shorten("a\\nb")
     'a\\\\nb'
     """
-    text = str(value)[: limit + 1]
+    text = str(value)
+    if len(text) > 2 * limit:  # what is shown is settled by its ends
+        text = text[:limit] + text[-limit:]
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return safe if len(safe) <= limit else safe[: limit - 3] + "..."
+    if len(safe) <= limit:
+        return safe
+    head = (limit - 3) // 3
+    return f"{safe[:head]}...{safe[head + 3 - limit:]}"
 
 
 def suggest(word: str, known: Iterable[str]) -> str | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.experimental.multihost_utils import process_allgather
@@ -228,6 +229,24 @@ def constrain(x: Any, *axes: str | None) -> Any:
         return x
     spec = spec_of(axes, x.shape, layout.rules, layout.shape)
     return jax.lax.with_sharding_constraint(x, layout.named(spec))
+
+
+def for_each_part(x: Any, batch_size: int, *axes: str | None) -> Any:
+    """Returns `x`, alike for all examples, once for each part of a batch instead of once in all.
+
+    Every device holds as much as before. But the gradient is a sum over a device's own examples
+    then, and devices can put off adding up theirs to the end, whatever the number of layers.
+
+    Args:
+      x: its leading axis is 1.
+      batch_size: examples, of all devices.
+      axes: logical names of the dimensions; the first is `batch`.
+    """
+    layout = _ACTIVE.get()
+    if layout is None or batch_size % layout.shape.batch_ways:
+        return x
+    # [1, ...] -> [parts, ...]
+    return constrain(jnp.broadcast_to(x, (layout.shape.batch_ways, *x.shape[1:])), *axes)
 
 
 def gathered(kernel: Any, *axes: str | None) -> Any:

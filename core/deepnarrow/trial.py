@@ -25,6 +25,7 @@ from deepnarrow.hosts import Hosts
 from deepnarrow.mesh import MeshShape, choose_mesh
 from deepnarrow.modality import Task
 from deepnarrow.observers import OnLog, observer, trial_facts
+from deepnarrow.planning.here import slice_here, spread_here
 from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record, Stage
 from deepnarrow.resume import changes, judge, plugin_versions
@@ -128,6 +129,9 @@ class UnitRunner:
         self.progress, self.hosts = progress, hosts
         self._asked = stop
         self._watchdog: Watchdog | None = None
+        self.spread = spread_here(
+            config, registry, data, [cell.trial for cell in cells.values()],
+            slice_here(jax.devices()[0].device_kind, jax.device_count()))
         self.layout = self._layout()
         environment.enable_compilation_cache()
         # Raw inputs do not depend on shape or seed: one probe a modality and task.
@@ -183,21 +187,22 @@ class UnitRunner:
 
     def _layout(self) -> Layout | None:
         """How the devices that are here share the work; None for one of them."""
-        shape, notes = choose_mesh(self.config.sharding, batch_sizes(self.config),
+        shape, notes = choose_mesh(self.spread.sharding, batch_sizes(self.config),
                                    jax.device_count(), self.hosts.count)
-        for note in notes:
+        for note in [*notes, *filter(None, [self.spread.note])]:
             self.progress.note(f"note: {note}")
-        return make_layout(shape, self.config.sharding.rules) if shape.size > 1 else None
+        return make_layout(shape, self.spread.sharding.rules) if shape.size > 1 else None
 
     def _build(self, trial: Trial) -> CellPrograms:
         data = self.data[trial.modality]
         architecture = self.registry.architecture(trial.architecture)
-        options = resolve_options(data.modality.options, trial.options, "options")
+        planned = {"remat": remat} if (remat := self.spread.remats.get(trial.modality)) else {}
+        options = resolve_options(data.modality.options, {**trial.options, **planned}, "options")
         shape, stage = trial.shape.shape, trial.protocol.fine_tune
         model = make_model(data.modality, architecture, shape, options)
         steps = self.cells[trial.key].steps
         split: dict[str, Any] = {"layout": self.layout,
-                                 "micro_batches": self.config.sharding.micro_batches}
+                                 "micro_batches": self.spread.sharding.micro_batches}
         program = (make_program(model, trial.optimizer, steps, **split)
                    if trial.checkpoint is None else make_program(model, _NO_TRAINING, 1, **split))
         finetunes = () if stage is None else tuple(
@@ -443,8 +448,9 @@ class UnitRunner:
     def _sharding(self) -> dict[str, Any]:
         """How the devices shared the work, for the record."""
         mesh = MeshShape() if self.layout is None else self.layout.shape
-        return {"mesh": str(mesh), "rules": self.config.sharding.rules, "processes":
-                self.hosts.count, "micro_batches": self.config.sharding.micro_batches}
+        return {"mesh": str(mesh), "rules": self.spread.sharding.rules, "processes":
+                self.hosts.count, "micro_batches": self.spread.sharding.micro_batches,
+                **({"remat": dict(self.spread.remats)} if self.spread.remats else {})}
 
     def _say_whole(self, trial: Trial, program: Program) -> None:
         """Says what could not be split, in a line and in the run's `sharding.json`."""

@@ -307,7 +307,8 @@ def plan_trials(
         own = (_checkpoint_trials(study, data[name]) if study.checkpoints
                else _shape_trials(study, data[name], config.seeds, registry))
         for trial in own:
-            trial = _with_micro_batches(trial, config.sharding.micro_batches, registry)
+            if depends_on_pieces(trial, registry):
+                trial = dataclasses.replace(trial, micro_batches=config.sharding.micro_batches)
             first = trials.setdefault(trial.key, trial)
             if first is not trial:
                 notes[f"{study.modality}: {trial.shape.name} is {first.shape.name}; it is run "
@@ -315,15 +316,13 @@ def plan_trials(
     return list(trials.values()), list(notes)
 
 
-def _with_micro_batches(trial: Trial, micro_batches: int, registry: Registry) -> Trial:
-    """Notes the micro-batches where the result depends on them: with dropout, or an aux loss."""
+def depends_on_pieces(trial: Trial, registry: Registry) -> bool:
+    """Whether micro-batches change the result: with dropout, or an aux loss."""
     stage = trial.protocol.fine_tune
     drops = trial.options["dropout_rate"] if trial.checkpoint is None else 0.0
     if stage is not None:
         drops = max(drops, stage.dropout_rate)
-    if not drops and not registry.architecture(trial.architecture).aux_loss:
-        return trial
-    return dataclasses.replace(trial, micro_batches=micro_batches)
+    return bool(drops) or registry.architecture(trial.architecture).aux_loss
 
 
 def _shape_trials(

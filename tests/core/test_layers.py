@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 import subprocess
 import sys
 
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 
 from deepnarrow.errors import InputError, NotApplicable
-from deepnarrow.layers.attention import Attention
+from deepnarrow.layers.attention import Attention, attention_weights
 from deepnarrow.layers.linear import dropout, hashed_bits
-from deepnarrow.layers.norms import RMSNorm
-from deepnarrow.layers.relative import bucket_table
+from deepnarrow.layers.norms import LayerNorm, RMSNorm
+from deepnarrow.layers.relative import _look_up, _multiply, bucket_table
 from deepnarrow.layers.stack import apply_layers, bind_module, init_layers, layer_keys
 from deepnarrow.layers.transformer import TRANSFORMER, make_stack
 from deepnarrow.modality import LOGICAL_AXES, StackOptions, axes_tree
@@ -375,6 +376,22 @@ def test_buckets_are_t5s(causal, runs):
     np.testing.assert_array_equal(table[128:], future)
 
 
+@pytest.mark.parametrize(("buckets", "distance", "causal"), [
+    (32, 128, True), (32, 128, False), (8, 16, True), (8, 16, False), (2, 8, True), (4, 5, False)])
+def test_the_bias_of_a_tpu_is_that_of_every_platform(buckets, distance, causal):
+    table = bucket_table(buckets, distance, causal)
+    embedding = jax.random.normal(jax.random.key(0), (buckets, 3))
+    relative = jnp.clip(jnp.arange(170)[None] - jnp.arange(40)[:, None], -distance, distance)
+    np.testing.assert_array_equal(_multiply(table, embedding, relative),
+                                  _look_up(table, embedding, relative))
+    outer = np.asarray(jax.random.normal(jax.random.key(1), (3, *relative.shape)), np.float64)
+    expected = np.zeros((buckets, 3))
+    np.add.at(expected, table[relative + distance], np.moveaxis(outer, 0, -1))
+    for way in (_multiply, _look_up):
+        gradient = jax.grad(lambda e, way=way: jnp.sum(way(table, e, relative) * outer))(embedding)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
 # --- scanned, unrolled, rematerialised ------------------------------------------------------------
 @functools.cache
 def forward_and_gradient(rate, scan, remat):
@@ -579,6 +596,63 @@ def test_bfloat16_computes_near_float32_with_float32_params():
 
 
 # --- interface ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("biases", [0, 1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_weights_and_their_gradients(dtype, biases, masked):
+    """Against plain float32 softmax and autodiff, of the scores as the compute dtype has them."""
+    scores = 3 * jax.random.normal(jax.random.key(0), (2, 3, 5, 7)).astype(dtype)
+    bias = jax.random.normal(jax.random.key(1), (biases, 3, 5, 7)) if biases else None
+    mask = jax.random.bernoulli(jax.random.key(2), 0.7, (2, 1, 1, 7)) if masked else None
+    outer = jax.random.normal(jax.random.key(3), scores.shape)
+
+    def ours(scores, bias):
+        weights = attention_weights(scores, mask, bias, dtype)
+        assert weights.dtype == dtype
+        return jnp.sum(weights.astype(jnp.float32) * outer), weights
+
+    def plain(scores, bias):
+        scores = scores.astype(jnp.float32) + (0 if bias is None else bias)
+        weights = jax.nn.softmax(scores, where=mask)
+        return jnp.sum(weights * outer), weights
+
+    inputs = (0, 1) if biases else (0,)
+    (_, weights), found = jax.value_and_grad(ours, inputs, has_aux=True)(scores, bias)
+    (_, expected), gradients = jax.value_and_grad(plain, inputs, has_aux=True)(scores, bias)
+    tolerance = 1e-6 if dtype == "float32" else 0.03
+    np.testing.assert_allclose(weights.astype(jnp.float32), expected, atol=tolerance)
+    for one, other, given in zip(found, gradients, (scores, bias), strict=False):
+        assert one.dtype == given.dtype
+        assert one.shape == given.shape
+        np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32),
+                                   atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_attention_maps_are_kept_in_the_compute_dtype(name):
+    """No matrix product of the program for a TPU makes a float32 map: twice the memory."""
+    role, options = SETUPS[name]
+    for dtype, kept in (("bfloat16", "bf16"), ("float32", "f32")):
+        stack, params, x, kwargs = inputs(role, dataclasses.replace(options, compute_dtype=dtype))
+        program = jit(jax.grad(lambda p, stack=stack, x=x, kwargs=kwargs: jnp.sum(
+            stack.apply(p, x, **kwargs).x.astype(jnp.float32)))).trace(params).lower(
+                lowering_platforms=("tpu",)).as_text()
+        maps = re.findall(rf"dot_general.*-> tensor<{BATCH}x{SHAPE.num_heads}x{LENGTH}x\d+x(\w+)>",
+                          program)
+        assert set(maps) == {kept}
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 100.0])
+def test_layer_norm_of_bfloat16_loses_nothing_to_its_statistics(offset):
+    """One pass over x: as exact as bfloat16 can say it, however far the mean is from 0."""
+    x = (jax.random.normal(jax.random.key(0), (64, 512)) + offset).astype(jnp.bfloat16)
+    norm = LayerNorm(512, eps=1e-6, dtype="float32")
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(
+        exact.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(norm(x), exact, rtol=2e-3, atol=2e-4)
+
+
 def test_importing_and_counting_do_not_import_jax():
     code = ("import sys; from deepnarrow.layers.transformer import make_stack;"
             "from deepnarrow.modality import StackOptions; from deepnarrow.shape import Shape;"

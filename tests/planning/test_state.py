@@ -12,6 +12,7 @@ from deepnarrow.assemble import make_model
 from deepnarrow.mesh import MESH_AXES, MeshShape, find_rules
 from deepnarrow.planning.cells import shape_cells
 from deepnarrow.planning.state import argument_bytes, batch_arrays, state_arrays, tiled_bytes
+from deepnarrow.planning.topology import GENERATIONS
 from deepnarrow.plugins import registry
 from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.sharding import Layout
@@ -76,6 +77,17 @@ def test_a_step_reads_what_the_modality_says():
 ])
 def test_arrays_lie_in_tiles(shape, item, expected):
     assert tiled_bytes(shape, item) == expected
+
+
+@pytest.mark.parametrize(("shape", "item", "expected"), [
+    # Argument sizes of programs of one argument compiled for v3:2x2 (libtpu 0.0.42).
+    ((), 1, 1024), ((1,), 4, 1024), ((200,), 4, 1024), ((300,), 4, 2048), ((1, 128), 4, 1024),
+    ((3, 128), 4, 2048), ((32, 1), 4, 1024), ((12, 1, 64), 4, 8192), ((1, 6, 64), 4, 4096),
+    ((1, 196, 192), 4, 196608), ((1, 512), 4, 4096), ((1, 114), 4, 1024),
+    ((8, 224, 224, 3), 1, 1376256), ((12, 1, 768), 4, 49152), ((6, 512, 8, 64), 4, 6291456),
+])
+def test_tiles_of_a_v3_have_two_rows(shape, item, expected):
+    assert tiled_bytes(shape, item, GENERATIONS["v3"].min_rows) == expected
 
 
 def test_bytes_add_up_by_kind():

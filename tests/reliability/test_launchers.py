@@ -338,6 +338,20 @@ def test_submitit_runs_a_unit_and_the_next_command_finds_its_job(one_trial, subm
     assert again.poll(handle) == ("ended", "ended")
 
 
+def test_what_slurm_does_not_take_is_told_in_its_words(one_trial, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+
+    def refuse(self, *arguments):
+        raise submitit.core.utils.FailedJobError(
+            "sbatch: error: Memory specification can not be satisfied\nsbatch: error: and more")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "_internal_process_submissions", refuse)
+    engine = slurm.slurm_engine(one_trial.workdir, Launch(), cluster="local")
+    with pytest.raises(InputError, match=r"got Memory specification can not be satisfied\)"):
+        pool.run(units(one_trial), one_trial, engine)
+    assert statuses(one_trial) == set()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_a_preempted_job_saves_and_is_queued_again_by_submitit(one_trial, submitit_engine):

@@ -8,7 +8,9 @@ one, for starting JAX and tracing the references takes longer than most of them.
 
 import itertools
 import json
+import math
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -18,6 +20,7 @@ import numpy as np
 from deepnarrow.assemble import count_costs, make_model
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.mesh import MeshShape, place_arrays, shard_shape
+from deepnarrow.planning.cells import shape_cells
 from deepnarrow.plugins import registry
 from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.shape import Shape
@@ -33,6 +36,11 @@ MODELS = {
 }
 MESHES = {"data": MeshShape(data=8), "fsdp": MeshShape(data=2, fsdp=4),
           "fsdp+tensor": MeshShape(data=2, fsdp=2, tensor=2)}
+LARGE = {
+    "fsdp": (("vision_vit", "S/16-nl1", {"image_size": 32}), MeshShape(fsdp=8)),
+    "fsdp+tensor": (("text_t5", "small-nl1", {"input_length": 16, "target_length": 8}),
+                    MeshShape(fsdp=4, tensor=2)),
+}
 SPLITS = {"plain": {}, "pieces": {"micro_batches": 2, "remat": "full"}}
 BATCH = 16
 ADAMW, ADAFACTOR = (OptimizerConfig("adamw", 1e-2, "constant", weight_decay=1e-3),
@@ -143,6 +151,29 @@ def compare(modality, optimizer, cases):
     return rows, states
 
 
+def large_parameters(modality, shape, settings, preset, mesh):
+    """Parameters above 1 MiB: path, bytes, and bytes of the compiled step's argument.
+
+    Real widths, one layer a stack.
+    """
+    cell = shape_cells(registry(), modality, [shape], settings, BATCH, 0)[0]
+    model = make_model(cell.modality, cell.architecture, cell.shape.shape, cell.resolved("none"))
+    program = make_program(model, cell.step.optimizer, 2**20, layout=make_layout(mesh, preset))
+    batch = {name: jax.ShapeDtypeStruct((BATCH, *spec.shape), spec.dtype)
+             for name, spec in cell.step.arrays.items()}
+    state = abstract_state(program)
+    compiled = program.step.lower(state, abstract_batch(program, batch), np.int32(0)).compile()
+    entry = re.search(r"entry_computation_layout=\{\((.*?)\)->", compiled.as_text()).group(1)
+    taken = [tuple(map(int, filter(None, dims.split(","))))
+             for dims in re.findall(r"\b[a-z]+[0-9]*\[([0-9,]*)\]", entry)]
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    assert all(x.sharding.shard_shape(x.shape) == dims
+               for (_, x), dims in zip(leaves, taken, strict=False))  # the state comes first
+    return [[jax.tree_util.keystr(path), 4 * math.prod(x.shape), 4 * math.prod(dims)]
+            for (path, x), dims in zip(leaves, taken, strict=False)
+            if 4 * math.prod(x.shape) > 2**20 and jax.tree_util.keystr(path).startswith(".params")]
+
+
 def restore_everywhere(states, folder):
     """Saves each state and restores it in each other arrangement; returns the unequal ones."""
     unequal = []
@@ -170,8 +201,10 @@ def main(out):
     found, states = compare("text_t5", ADAFACTOR, [(preset, "plain") for preset in MESHES])
     with tempfile.TemporaryDirectory() as folder:
         unequal = restore_everywhere(states, pathlib.Path(folder))
+    large = {preset: large_parameters(*case, preset, mesh)
+             for preset, (case, mesh) in LARGE.items()}
     out.write_text(json.dumps({"devices": jax.device_count(), "rows": rows + found,
-                               "unequal": unequal}))
+                               "unequal": unequal, "large": large}))
 
 
 if __name__ == "__main__":

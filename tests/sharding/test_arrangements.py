@@ -60,6 +60,14 @@ def test_parameters_shrink_with_the_mesh(found):
     assert both < 1.05 * whole / 4  # fsdp=2, tensor=2
 
 
+@pytest.mark.parametrize(("preset", "fewest"), [("fsdp", 4), ("fsdp+tensor", 5)])
+def test_no_large_parameter_is_replicated(found, preset, fewest):
+    """The compiled step takes an eighth of every parameter above 1 MiB."""
+    large = found["large"][preset]
+    assert len(large) >= fewest
+    assert {path: part for path, _, part in large} == {path: whole / 8 for path, whole, _ in large}
+
+
 def test_factored_statistics_are_split_too(found):
     rows = {row["case"]: row for row in found["rows"]}
     assert rows["text_t5 adafactor data plain"]["split_statistics"] == []

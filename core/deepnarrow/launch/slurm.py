@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,14 +49,15 @@ def slurm_engine(workdir: Path, limits: Launch, cluster: str = "slurm") -> Engin
     """Returns the engine of an executor of submitit; tests take its `local` one.
 
     Raises:
-      InputError: submitit is not installed, or there is no SLURM here.
+      InputError: submitit is not installed, or there is no SLURM here; from `start`: SLURM does not
+        take the jobs.
     """
     folder, executor = workdir.absolute() / LAUNCH, _executor(workdir, limits, cluster)
     jobs: dict[str, str] = {}
 
     def start(orders: Sequence[Order], memories: Sequence[int]) -> list[tuple[Order, Any]]:
         executor.update_parameters(mem_gb=max(1, -(-max(memories) // 10**9)))
-        with executor.batch():
+        with _refusals(), executor.batch():
             submitted = [executor.submit(Job(str(order.path))) for order in orders]
         jobs.update({str(order.path): job.job_id
                      for order, job in zip(orders, submitted, strict=True)})
@@ -87,6 +88,19 @@ def slurm_engine(workdir: Path, limits: Launch, cluster: str = "slurm") -> Engin
         handle[1].cancel(check=False)
 
     return Engine(start, poll, stop=cancel, kill=cancel, resume=resume, detached=True)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    from submitit.core.utils import FailedJobError
+
+    try:
+        yield
+    except FailedJobError as error:
+        said = str(error).removeprefix("sbatch: error: ").splitlines() or ["nothing"]
+        raise InputError("--launcher slurm", "SLURM does not take the jobs", got=said[0],
+                         hint="launch.cpus, gpus, memory_gb, minutes and partition are what a unit "
+                              "asks for") from error
 
 
 def _executor(workdir: Path, limits: Launch, cluster: str) -> Any:

@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         context: Float[Array, "batch key d_model"] | None = None,
         *,
         mask: Bool[Array, "#batch 1 #query key"] | None = None,
-        bias: Float[Array, "#batch num_heads query key"] | None = None,
+        bias: Float[Array, "parts num_heads query key"] | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch query d_model"]:
         """Attends from `x` to `context`, or to `x` itself where there is none.
@@ -60,7 +60,7 @@ class Attention(nnx.Module):
           x: what asks.
           context: what is attended to.
           mask: True where a query may see a key; None where it may see all.
-          bias: added to the scores, float32.
+          bias: added to the scores, float32; the same for each of equal parts of the batch.
           key: feeds dropout, None for none.
 
         Returns:
@@ -91,14 +91,13 @@ class Attention(nnx.Module):
         values: Float[Array, "batch key ..."],
         *,
         mask: Bool[Array, "#batch 1 #query key"] | None = None,
-        bias: Float[Array, "#batch num_heads query key"] | None = None,
+        bias: Float[Array, "parts num_heads query key"] | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch query d_model"]:
         """Attention over projected queries, keys and values; arguments as in `__call__`."""
         heads = "h" if keys.ndim == 4 else ""
-        # -> [batch, num_heads, query, key]
-        scores = jnp.einsum(f"bqhd,bk{heads}d->bhqk", query, keys,
-                            preferred_element_type=jnp.float32)
+        # -> [batch, num_heads, query, key]; summed in float32, kept in the compute dtype.
+        scores = jnp.einsum(f"bqhd,bk{heads}d->bhqk", query, keys)
         weights = attention_weights(scores, mask, bias, values.dtype)
         weights = dropout(weights, self.dropout_rate, key)
         # [batch, num_heads, query, key] -> [batch, query, num_heads, d_kv]
@@ -110,7 +109,7 @@ class Attention(nnx.Module):
 def attention_weights(
     scores: Float[Array, "batch num_heads query key"],
     mask: Bool[Array, "#batch 1 #query key"] | None,
-    bias: Float[Array, "#batch num_heads query key"] | None,
+    bias: Float[Array, "parts num_heads query key"] | None,
     dtype: Any = jnp.float32,
 ) -> Float[Array, "batch num_heads query key"]:
     """Softmax of `scores + bias` over the keys that `mask` lets a query see.
@@ -118,33 +117,47 @@ def attention_weights(
     Computed in float32, returned and kept for the backward pass in `dtype`. A query that sees no
     key at all gets weights of 0, not a mean over what it must not see.
     """
-    return _softmax(scores if bias is None else scores + bias, mask, jnp.dtype(dtype))
+    return _softmax(scores, bias, mask, jnp.dtype(dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _softmax(scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _softmax(
+    scores: jax.Array, bias: jax.Array | None, mask: jax.Array | None, dtype: jnp.dtype
+) -> jax.Array:
     """Keeps one attention map for the backward pass, the weights in `dtype`; autodiff keeps two."""
-    scores = scores.astype(jnp.float32)
+    if bias is not None:
+        bias = bias.astype(scores.dtype)
+        if len(bias) > 1:  # [parts, num_heads, query, key] -> [batch, num_heads, query, key]
+            bias = jnp.repeat(bias, len(scores) // len(bias), axis=0)
+        scores += bias
     if mask is None:
-        return jax.nn.softmax(scores).astype(dtype)
-    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        return jax.nn.softmax(scores.astype(jnp.float32)).astype(dtype)
+    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min).astype(jnp.float32)
     return jnp.where(mask, jax.nn.softmax(scores), 0.0).astype(dtype)
 
 
 def _softmax_forward(
-    scores: jax.Array, mask: jax.Array | None, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-    weights: jax.Array = _softmax(scores, mask, dtype)
-    return weights, weights
+    scores: jax.Array, bias: jax.Array | None, mask: jax.Array | None, dtype: jnp.dtype
+) -> tuple[jax.Array, Any]:
+    weights: jax.Array = _softmax(scores, bias, mask, dtype)
+    # Of the bias its shape and dtype alone are needed, of the scores their dtype.
+    return weights, (weights, jnp.zeros((), scores.dtype), bias)
 
 
 def _softmax_backward(
-    dtype: jnp.dtype, weights: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, None]:
+    dtype: jnp.dtype, kept: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array | None, None]:
     del dtype
+    weights, scores, bias = kept
     weights = weights.astype(jnp.float32)
     moved = weights * cotangent.astype(jnp.float32)
-    return moved - weights * jnp.sum(moved, axis=-1, keepdims=True), None
+    moved -= weights * jnp.sum(moved, axis=-1, keepdims=True)
+    moved = moved.astype(scores.dtype)
+    if bias is None:
+        return moved, None, None
+    # [batch, num_heads, query, key] -> [parts, num_heads, query, key]
+    summed = jnp.sum(moved.reshape(len(bias), -1, *moved.shape[1:]), axis=1, dtype=bias.dtype)
+    return moved, summed, None
 
 
 _softmax.defvjp(_softmax_forward, _softmax_backward)

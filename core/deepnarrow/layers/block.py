@@ -25,7 +25,7 @@ from deepnarrow.layers.stack import (
 )
 from deepnarrow.modality import Key, Params, StackOptions, StackOutput
 from deepnarrow.shape import Shape
-from deepnarrow.sharding import constrain
+from deepnarrow.sharding import constrain, for_each_part
 
 RESIDUAL_AXES = ("batch", "length", "embed")  # logical, of what goes from layer to layer
 KEYS_PER_LAYER = 6  # dropout inside and after attention, cross-attention and MLP
@@ -36,13 +36,13 @@ class Shared(NamedTuple):
 
     Attributes:
       mask: `[batch or 1, 1, query or 1, key]` for self-attention, None where all is seen.
-      bias: `[batch or 1, num_heads, query, key]` for self-attention, or None.
+      bias: `[parts, num_heads, query, key]` for self-attention, or None.
       context: `[batch, context_length, d_model]` for cross-attention, or None.
       context_mask: `[batch, 1, 1, context_length]`, or None.
     """
 
     mask: Bool[Array, "#batch 1 #query key"] | None = None
-    bias: Float[Array, "#batch num_heads query key"] | None = None
+    bias: Float[Array, "parts num_heads query key"] | None = None
     context: Float[Array, "batch context d_model"] | None = None
     context_mask: Bool[Array, "batch 1 1 context"] | None = None
 
@@ -142,7 +142,7 @@ def apply(
     length = x.shape[1]
     shared = Shared(
         mask=attention_mask(mask, causal=options.causal, length=length),
-        bias=self_bias(ends, length, positions),
+        bias=self_bias(ends, len(x), length, positions),
         context=None if context is None else context.astype(options.compute_dtype),
         context_mask=attention_mask(context_mask, causal=False, length=length),
     )
@@ -159,15 +159,22 @@ def apply(
 
 
 def self_bias(
-    ends: Ends, length: int, positions: Int[Array, "*batch length"] | None
-) -> Float[Array, "#batch num_heads length length"] | None:
-    """The relative bias of a whole sequence, or None for stacks without one."""
+    ends: Ends, batch_size: int, length: int, positions: Int[Array, "*batch length"] | None
+) -> Float[Array, "parts num_heads length length"] | None:
+    """The relative bias of whole sequences, or None for stacks without one.
+
+    It is one for all, for each example that has positions of its own, or, on several devices, for
+    each device's part of the batch.
+    """
     if ends.relative_bias is None:
         return None
     if positions is None:
         positions = jnp.arange(length)
     bias = ends.relative_bias(positions, positions)
-    return bias if bias.ndim == 4 else bias[None]  # -> [batch or 1, num_heads, query, key]
+    if bias.ndim == 4:
+        return bias
+    # [num_heads, query, key] -> [1 or parts, num_heads, query, key]
+    return for_each_part(bias[None], batch_size, "batch", "heads", "length", "length")
 
 
 def _step(shared: Shared, block: Any, x: jax.Array, keys: Key | None) -> tuple[jax.Array, None]:

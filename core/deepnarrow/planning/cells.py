@@ -21,6 +21,8 @@ from deepnarrow.stepspec import StepSpec
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from deepnarrow.trials import ModalityData, Trial
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -63,17 +65,26 @@ def shape_cells(
 
 def study_cells(registry: Registry, config: StudyConfig) -> list[Cell]:
     """Returns a cell for each shape of a study that is pre-trained, its seeds counted together."""
-    from deepnarrow.trials import count_cell, open_data, plan_trials
+    from deepnarrow.trials import open_data, plan_trials
 
     data = {name: open_data(study, registry) for name, study in config.modalities.items()}
     trials, _ = plan_trials(config, registry, data)
-    by_cell: dict[str, list[Any]] = {}
-    for trial in trials:
-        if trial.checkpoint is None:
-            name = f"{trial.modality}/{trial.architecture}/{trial.shape.name}"
-            by_cell.setdefault(name, []).append(trial)
-    if not by_cell:
+    trained = [trial for trial in trials if trial.checkpoint is None]
+    if not trained:
         raise InputError("plan", "the study pre-trains nothing", hint="it starts from checkpoints")
+    return trial_cells(trained, registry, data)
+
+
+def trial_cells(
+    trials: Sequence[Trial], registry: Registry, data: Mapping[str, ModalityData]
+) -> list[Cell]:
+    """Returns a cell for each shape that trials pre-train, its seeds counted together."""
+    from deepnarrow.trials import count_cell
+
+    by_cell: dict[str, list[Trial]] = {}
+    for trial in trials:
+        name = f"{trial.modality}/{trial.architecture}/{trial.shape.name}"
+        by_cell.setdefault(name, []).append(trial)
     cells = []
     for seeds in by_cell.values():
         first = seeds[0]

@@ -98,7 +98,8 @@ def compile_choice(
 
     lowered = lower_choice(cell, topology, choice)
     try:
-        return lowered.compile(compiler_options=dict(options) or None)
+        with _uncached():
+            return lowered.compile(compiler_options=dict(options) or None)
     except jax.errors.JaxRuntimeError as error:
         needed = _needed(str(error), topology)
         if needed is None:
@@ -149,6 +150,23 @@ def devices(topology: Topology) -> list[Any]:
         raise InputError(f"--chips {topology.name}", "the TPU's compiler refuses it",
                          got=str(error).splitlines()[0],
                          expected="a slice that this libtpu knows") from error
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Keeps the persistent cache out: programs for devices that are not there cannot be read back.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # whether it is used is asked once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager

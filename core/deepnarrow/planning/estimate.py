@@ -131,8 +131,8 @@ def estimate(step: Step, topology: Topology, choice: Choice) -> Estimate:
     average = bool(step.optimizer.ema_decay)
     arguments = argument_bytes(itertools.chain(
         state_arrays(costs, step.optimizer.name, rules, mesh, average=average),
-        batch_arrays(step.arrays, step.batch_size, rules, mesh)))
-    temporaries = temporary_bytes(work, step.costs["none"], average)
+        batch_arrays(step.arrays, step.batch_size, rules, mesh)), topology.generation.min_rows)
+    temporaries = temporary_bytes(work, step.costs["none"], step.arrays, average)
     memory = Memory(sum(arguments.values()), sum(temporaries.values()), NUM_SCALARS * SCALAR_BYTES,
                     {**arguments, **temporaries})
     flops = step.batch_size * sum(CONVENTIONS["hardware"].train(costs).values())

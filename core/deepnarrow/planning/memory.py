@@ -8,10 +8,12 @@ needs, gradients, one layer's working set, gathered parameters, and what the upd
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from deepnarrow.modality import Costs
 from deepnarrow.planning.traffic import Work
+from deepnarrow.stepspec import ArraySpec
 
 FLOAT_BYTES = 4
 # Of one layer's values the backward pass holds their gradients, too.
@@ -19,6 +21,7 @@ WORKING_COPIES = 2
 LOGIT_COPIES = 2  # logits and their gradient, float32
 GATHERED_LAYERS = 2  # the next layer's parameters are gathered while one layer works
 UPDATE_COPIES = 1  # of the new parameters, until the step is known to be finite
+LANES = 128  # the batch lies innermost in the copy of what is convolved, padded to so many
 SPLIT_COMPONENTS = ("attention", "cross_attention", "mlp", "head")
 
 
@@ -44,12 +47,15 @@ class Memory:
         return self.arguments + self.temporaries + self.outputs
 
 
-def temporary_bytes(work: Work, unsaved: Costs, average: bool) -> dict[str, float]:
+def temporary_bytes(
+    work: Work, unsaved: Costs, inputs: Mapping[str, ArraySpec], average: bool
+) -> dict[str, float]:
     """Returns the bytes that live at the worst moment, by what they are.
 
     Args:
       work: of the step.
       unsaved: costs of the same model without remat: what one layer computes.
+      inputs: the arrays of an example.
       average: a moving average of the parameters is kept too.
     """
     params = FLOAT_BYTES * sum(work.share(array) for array in work.costs.arrays)
@@ -62,9 +68,17 @@ def temporary_bytes(work: Work, unsaved: Costs, average: bool) -> dict[str, floa
         "logits": LOGIT_COPIES * logits / work.mesh.tensor,
         "gathered parameters": GATHERED_LAYERS * _gathered(work),
         "gradients": params + accumulated,
+        "inputs": _copied(work, inputs),
     }
     update = {"gradients": params, "update": (UPDATE_COPIES + average) * params}
     return max(backward, update, key=lambda parts: sum(parts.values()))
+
+
+def _copied(work: Work, inputs: Mapping[str, ArraySpec]) -> float:
+    """Images in the compute dtype, as their first convolution reads them; tokens are not copied."""
+    elements = sum(math.prod(spec.shape) for spec in inputs.values()
+                   if spec.dtype == "float32" and len(spec.shape) > 2)
+    return work.costs.float_bytes * elements * LANES * math.ceil(work.examples / LANES)
 
 
 def _kept(work: Work, costs: Costs) -> float:

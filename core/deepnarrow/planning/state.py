@@ -25,6 +25,7 @@ from deepnarrow.modality import Axes, Costs, ParamArray
 from deepnarrow.stepspec import ArraySpec
 
 LANES, SUBLANES = 128, 8  # a tile of 32-bit numbers
+MIN_ROWS = 1  # of a tile
 MAX_VECTOR_TILE = 1024
 
 
@@ -127,41 +128,45 @@ def batch_arrays(
         yield StateArray("batch", shape, local, spec.item_bytes)
 
 
-def argument_bytes(arrays: Iterator[StateArray]) -> dict[str, int]:
+def argument_bytes(arrays: Iterator[StateArray], min_rows: int = MIN_ROWS) -> dict[str, int]:
     """Returns bytes of one device by kind (`params`, `optimizer`, `average`, `batch`, ...)."""
     found: dict[str, int] = {}
     for array in arrays:
-        found[array.kind] = found.get(array.kind, 0) + tiled_bytes(array.local, array.item_bytes)
+        size = tiled_bytes(array.local, array.item_bytes, min_rows)
+        found[array.kind] = found.get(array.kind, 0) + size
     return found
 
 
 # --- layout ---------------------------------------------------------------------------------------
 @functools.lru_cache(maxsize=2**14)
-def tiled_bytes(shape: tuple[int, ...], item_bytes: int = 4) -> int:
+def tiled_bytes(shape: tuple[int, ...], item_bytes: int = 4, min_rows: int = MIN_ROWS) -> int:
     """Bytes of an argument in a TPU's memory.
 
     The two innermost axes are padded to tiles of 8 x 128 32-bit numbers (a second axis of 1, 2 or
     up to 4 to that), and the compiler chooses as innermost those two that pad least; narrower
     numbers are packed along the second. A vector's tile is the power of two that holds it, from 128
-    to 1024. Derived from `entry_computation_layout` of programs compiled for v3, v5e and v5p.
+    to 1024. On a v3 no tile has fewer than `min_rows` 2 rows of 128. Derived from
+    `entry_computation_layout` and argument sizes of programs compiled for v3, v4, v5e, v5p and v6e.
 
     >>> tiled_bytes(()), tiled_bytes((250,)), tiled_bytes((3, 1)), tiled_bytes((16, 16, 3, 96))
     (512, 1024, 512, 393216)
+    >>> [tiled_bytes(shape, min_rows=2) for shape in ((), (12, 1), (12, 1, 768))]  # v3
+    [1024, 1024, 49152]
     """
     pack = 4 // item_bytes
     if len(shape) < 2:
         size = math.prod(shape)
-        tile = min(MAX_VECTOR_TILE, max(LANES, _power_of_two(size))) * pack
+        tile = min(MAX_VECTOR_TILE, max(LANES * min_rows, _power_of_two(size))) * pack
         return _up(size, tile) * item_bytes
-    padded = min(_padded(shape, i, j, pack) for i in range(len(shape)) for j in range(len(shape))
-                 if i != j)
+    padded = min(_padded(shape, i, j, pack, min_rows)
+                 for i in range(len(shape)) for j in range(len(shape)) if i != j)
     return padded * item_bytes
 
 
-def _padded(shape: Sequence[int], minor: int, second: int, pack: int) -> int:
+def _padded(shape: Sequence[int], minor: int, second: int, pack: int, min_rows: int) -> int:
     rows = SUBLANES * pack
     if shape[second] < rows:
-        rows = _power_of_two(shape[second])
+        rows = max(_power_of_two(shape[second]), min_rows * pack)
     others = math.prod(size for i, size in enumerate(shape) if i not in (minor, second))
     return others * _up(shape[minor], LANES) * _up(shape[second], rows)
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from deepnarrow.errors import InputError, suggest
 from deepnarrow.hardware import CHIPS, GIBI, Chip
+from deepnarrow.planning.state import MIN_ROWS
 
 MAX_SIDE = 64
 
@@ -27,6 +28,7 @@ class Generation:
         refuses a program ("exceeds available HBM"); the rest is the system's.
       slices: the slices one can have, smallest first.
       devices_per_chip: 2 where each core is a device.
+      min_rows: of 128 numbers in a tile of its memory, see `state.tiled_bytes`.
       compiler_options: what `get_topology_desc` needs besides the name.
     """
 
@@ -34,6 +36,7 @@ class Generation:
     usable_hbm_bytes: float
     slices: tuple[str, ...]
     devices_per_chip: int = 1
+    min_rows: int = MIN_ROWS
     compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -43,7 +46,8 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 GENERATIONS: Mapping[str, Generation] = {
     # Slices: docs.cloud.google.com/tpu/docs/v3 ... v6e, "configurations".
     "v3": Generation(CHIPS["v3"], 15.48 * GIBI, ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16",
-                                                 "16x32", "32x32"), devices_per_chip=2),
+                                                 "16x32", "32x32"), devices_per_chip=2,
+                     min_rows=2),
     # Two cores joined to one device ("megacore"), as JAX has them on a v4.
     "v4": Generation(CHIPS["v4"], 30.75 * GIBI, _CUBES,
                      compiler_options={"chip_config_name": "megacore"}),
