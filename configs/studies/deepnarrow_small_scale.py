@@ -69,8 +69,8 @@ def text() -> dict:
             "task_target_length": 6,
         },
         "protocol": protocol(
-            16, 2500, tasks, (0.01, 0.02, 0.04), optimizer("adafactor", 0.02, warmup_steps=100),
-            fine_tune=optimizer("adafactor", 0.01, warmup_steps=20)),
+            16, 2500, tasks, (0.02, 0.04, 0.08), optimizer("adafactor", 0.04, warmup_steps=100),
+            fine_tune=optimizer("adafactor", 0.02, warmup_steps=20)),
     }
 
 
@@ -87,9 +87,9 @@ def vision() -> dict:
             "transfer": {"mnist5k": f"idx:{DATA}/mnist_5k", "digits": "digits"},
         },
         "protocol": protocol(
-            64, 2000, ("mnist5k", "digits"), (1e-3, 2e-3, 4e-3),
-            optimizer("adamw", 2e-3, warmup_steps=100, clip_norm=1.0),
-            fine_tune=optimizer("adamw", 1e-3, warmup_steps=20, clip_norm=1.0)),
+            64, 1500, ("mnist5k", "digits"), (4e-3, 8e-3, 16e-3),
+            optimizer("adamw", 8e-3, warmup_steps=100, clip_norm=1.0),
+            fine_tune=optimizer("adamw", 4e-3, warmup_steps=20, clip_norm=1.0)),
     }
 
 
@@ -99,9 +99,9 @@ def peptides() -> dict:
         "shapes": tuple(f"tiny-{shape}" for shape in SHAPES),
         "data": {"path": f"{DATA}/peptides.csv", "length": 48},
         "protocol": protocol(
-            32, 1500, ("antimicrobial",), (1e-3, 2e-3, 4e-3),
-            optimizer("adamw", 2e-3, warmup_steps=100, clip_norm=1.0),
-            fine_tune=optimizer("adamw", 1e-3, warmup_steps=20, clip_norm=1.0)),
+            32, 1500, ("antimicrobial",), (4e-3, 8e-3, 16e-3),
+            optimizer("adamw", 8e-3, warmup_steps=100, clip_norm=1.0),
+            fine_tune=optimizer("adamw", 4e-3, warmup_steps=20, clip_norm=1.0)),
     }
 
 
