@@ -452,8 +452,7 @@ class Modality:
 
     Attributes:
       name: e.g. `audio_ast`; also its entry point's name.
-      presets: open shape names, which take operators; `tiny` is among them (small
-        enough that every check runs in seconds).
+      presets: open shape names, which take operators; `tiny`, small and quick, is among them.
       catalogue: released checkpoints by name, which take no operators; may be empty.
       options: defaults of the model's options, as a ConfigDict; all that the model reads is here.
       data_options: defaults of the data's options (paths, sizes), likewise.
@@ -476,7 +475,7 @@ class Modality:
       averages: `averages(scores) -> {name: value}` that papers report of several tasks together,
         from metrics by task and name; only what the scores suffice for. None for none.
       open_name: `open_name(text) -> expression` that a closed name stands for, or None; for hints.
-      step: what `deepnarrow plan` assumes of a training step; without it nothing can be planned.
+      step: what `deepnarrow plan` assumes of a training step, or None: nothing can be planned.
       check_options: what the kit changes of `options` to fit the default data.
     """
 
