@@ -18,8 +18,6 @@ from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskRe
 from deepnarrow.transfer.selection import quality
 
 LOSS = "loss"  # on the test split, beside a task's own metrics
-
-
 _FINETUNE = 1  # tells fine-tuning's seeds from pre-training's
 
 
