@@ -69,7 +69,7 @@ def check_arrangements_agree(subject: Subject) -> None:
         for path, value in gradients.items():
             off = float(np.abs(value - alone[path]).max())
             expect(bool(np.allclose(value, alone[path], rtol=RTOL, atol=RTOL * size)),
-                   f"{name} the gradient of {name_of(path)} is another one while training, by up to "
+                   f"{name} the gradient of {name_of(path)} is another one while training, by "
                    f"{off:.2g} where the largest is {size:.2g}; let an example's loss depend on no "
                    "other example, and return sums")
 
