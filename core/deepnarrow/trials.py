@@ -358,7 +358,9 @@ def make_try(trial: Trial, learning_rate: float, seed: int, registry: Registry) 
     upstream = {name: fact for name, fact in trial.data.items() if name.startswith("upstream/")}
     made = dataclasses.replace(trial, data=upstream, protocol=protocol, seed=seed, is_try=True,
                                choice=None, micro_batches=1)
-    return _with_micro_batches(made, trial.micro_batches, registry)
+    if depends_on_pieces(made, registry):
+        return dataclasses.replace(made, micro_batches=trial.micro_batches)
+    return made
 
 
 def tries_of(
