@@ -1,6 +1,6 @@
 """Few-shot probes of one data set: ours beside big_vision's evaluator, and beside the matmul alone.
 
-    PYTHONPATH=/path/to/big_vision python benchmarks/fewshot.py [--json] [--examples 50000] ...
+    PYTHONPATH=/path/to/big_vision python -m benchmarks.fewshot [--json] [--examples 50000]
 
 All numbers of shots, seeds and strengths of the ridge, from given features. Runs alternate, and
 medians and the medians of each round's ratios are printed. Without a checkout of big_vision its
@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from bigvision_fewshot import Arrays, accuracies, import_evaluator
 
+from benchmarks.bigvision_fewshot import Arrays, accuracies, import_evaluator
 from deepnarrow.transfer.fewshot import MAX_SCORES, probe
 
 SHOTS, SEEDS, L2 = (1, 5, 10, 25), (0, 1, 2, 3, 4), (64.0, 1024.0, 16384.0)
@@ -100,7 +100,7 @@ def measure(
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in (("examples", 50_000), ("width", 768), ("classes", 100), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--exact", action="store_true",

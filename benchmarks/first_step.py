@@ -1,6 +1,6 @@
 """Time to trace and compile the train step of 96 layers against that of 6, same width, on the CPU.
 
-    python benchmarks/first_step.py [--repeats 3]
+    python -m benchmarks.first_step [--repeats 3] [--json]
 
 Layers are scanned, so that a program's size does not depend on their number. CPU seconds of this
 process, interleaved, caches cleared before each, medians of ratios.
@@ -9,6 +9,7 @@ process, interleaved, caches cleared before each, medians of ratios.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from typing import Any
@@ -42,19 +43,32 @@ def seconds(modality: str, layers: int) -> tuple[float, float]:
     return traced - began, time.process_time() - traced
 
 
+def measure(modality: str, repeats: int) -> dict[str, Any]:
+    """Seconds of both depths, (trace, compile) a repeat, and the median of their ratios."""
+    seconds(modality, FEW)  # imports, first uses
+    pairs = [(seconds(modality, FEW), seconds(modality, MANY)) for _ in range(repeats)]
+    return {"modality": modality, f"{FEW}_layers": [few for few, _ in pairs],
+            f"{MANY}_layers": [many for _, many in pairs],
+            "ratio": statistics.median(sum(many) / sum(few) for few, many in pairs)}
+
+
 def main() -> None:
     """Prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = []
     for modality in SHAPES:
-        seconds(modality, FEW)  # imports, first uses
-        pairs = [(seconds(modality, FEW), seconds(modality, MANY)) for _ in range(repeats)]
-        ratios = [sum(many) / sum(few) for few, many in pairs]
-        few, many = pairs[0]
-        print(f"{modality}: {MANY} layers {many[0]:.2f} + {many[1]:.2f} s, {FEW} layers "
-              f"{few[0]:.2f} + {few[1]:.2f} s (trace + compile); ratio "
-              f"{statistics.median(ratios):.2f} (median of {repeats})", flush=True)
+        row = measure(modality, options.repeats)
+        rows.append(row)
+        if not options.json:
+            few, many = row[f"{FEW}_layers"][0], row[f"{MANY}_layers"][0]
+            print(f"{modality}: {MANY} layers {many[0]:.2f} + {many[1]:.2f} s, {FEW} layers "
+                  f"{few[0]:.2f} + {few[1]:.2f} s (trace + compile); ratio "
+                  f"{row['ratio']:.2f} (median of {options.repeats})", flush=True)
+    if options.json:
+        print(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Fronts of many points: ours beside moocore and paretoset, interleaved in one run.
 
     pip install paretoset moocore
-    python benchmarks/pareto.py
+    python -m benchmarks.pareto [--json]
 
 Medians of `--repeats` rounds, CPU seconds; in a round every program sees the same points, one after
 the other. paretoset (numba) compiles before the first round. Where a program is not installed its
@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -54,32 +56,46 @@ def cases(rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
+def measure(
+    known: dict[str, Program], values: np.ndarray, skip: str, repeats: int
+) -> dict[str, Any]:
+    """CPU seconds of each program, in turns; all must mark the same points."""
+    seconds: dict[str, list[float]] = {one: [] for one in known if one != skip}
+    masks = {}
+    for _ in range(repeats):
+        for one in seconds:
+            start = time.process_time()
+            masks[one] = known[one](values)
+            seconds[one].append(time.process_time() - start)
+    for one, mask in masks.items():
+        assert np.array_equal(mask, masks["deepnarrow"]), f"{one} differs"
+    return {"on_front": int(masks["deepnarrow"].sum()),
+            "seconds": {one: statistics.median(times) for one, times in seconds.items()}}
+
+
 def main() -> None:
     """Prints one row a case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
     known = programs()
     for program in known.values():
         program(np.random.default_rng(1).random((1000, 2)))
         program(np.random.default_rng(1).random((1000, 4)))
+    rows = []
+    for name, values in cases(np.random.default_rng(0)).items():
+        skip = "paretoset" if "all on" in name else ""
+        rows.append({"case": name, **measure(known, values, skip, options.repeats)})
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
     print("| points x axes | on the front | " + " | ".join(f"{name}, s" for name in known) + " |")
     print("|---|---|" + "---|" * len(known))
-    for name, values in cases(np.random.default_rng(0)).items():
-        seconds: dict[str, list[float]] = {one: [] for one in known}
-        masks = {}
-        for _ in range(repeats):
-            for one, program in known.items():
-                if one == "paretoset" and "all on" in name:
-                    continue
-                start = time.process_time()
-                masks[one] = program(values)
-                seconds[one].append(time.process_time() - start)
-        for one, mask in masks.items():
-            assert np.array_equal(mask, masks["deepnarrow"]), f"{one} differs on {name}"
-        print(f"| {name} | {int(masks['deepnarrow'].sum()):,} | " + " | ".join(
-            f"{statistics.median(times):.3f}" if times else "–" for times in seconds.values())
-            + " |", flush=True)
+    for row in rows:
+        print(f"| {row['case']} | {row['on_front']:,} | " + " | ".join(
+            f"{row['seconds'][name]:.3f}" if name in row["seconds"] else "–" for name in known)
+            + " |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our networks and the peers' released ones, compiled for one TPU chip: memory and bytes accessed.
 
-    python benchmarks/tpu_peers.py ours-vit big_vision ours-t5 t5x --out tpu_peers.json \\
+    python -m benchmarks.tpu_peers ours-vit big_vision ours-t5 t5x --out tpu_peers.json \\
         --big-vision /path/to/big_vision --t5x /path/to/t5x [--chips v5e:1x1]
 
 Needs the extra [tpu] (libtpu), no TPU; checkouts of big_vision and T5X for their networks. Compiled
@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.peers import import_big_vision, import_t5x
 from deepnarrow.assemble import make_model
 from deepnarrow.files import write_json
 from deepnarrow.planning.cells import shape_cells
@@ -84,26 +83,9 @@ def joined(params: Any) -> Any:
             else params)
 
 
-def stand_in(checkout: Path, *packages: str) -> None:
-    """Registers empty packages that lead to a checkout's files.
-
-    Importing the real ones needs their whole training stacks; their networks need none of it.
-    """
-    for name in packages:
-        package = sys.modules[name] = types.ModuleType(name)
-        package.__path__ = [str(checkout.joinpath(*name.split(".")))]
-        parent, _, last = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], last, package)
-
-
 def big_vision(checkout: Path) -> Network:
     """Its scanned ViT-S/16; pooling, positions and loss are those of our defaults."""
-    # The last two load weights, which is not done here.
-    stand_in(checkout, "big_vision", "big_vision.models", "big_vision.utils",
-             "big_vision.models.common")
-    from big_vision.models import vit  # pyright: ignore[reportMissingImports]
-
+    vit = import_big_vision(checkout)
     model = vit.Model(CLASSES, variant="S/16", pool_type="gap", posemb="learn", scan=True,
                       dtype_mm="bfloat16")
     batch = {"image": array((VIT_BATCH, 224, 224, 3), jnp.float32), "label": array((VIT_BATCH,))}
@@ -119,9 +101,7 @@ def big_vision(checkout: Path) -> Network:
 
 def t5x(checkout: Path) -> Network:
     """Its minimal network (`t5x/examples/t5/network.py`) in the size of T5.1.0 small."""
-    stand_in(checkout, "t5x", "t5x.examples", "t5x.examples.t5")
-    from t5x.examples.t5 import network  # pyright: ignore[reportMissingImports]
-
+    network = import_t5x(checkout)
     model = network.Transformer(network.T5Config(
         vocab_size=VOCABULARY, dtype=jnp.bfloat16, dropout_rate=0.0, logits_via_embedding=True,
         mlp_activations=("relu",)))

@@ -55,7 +55,7 @@ def check_modality(modality: Modality) -> None:
     where = f"modality {modality.name!r}"
     for field in ("options", "data_options"):
         _check_type(where, modality, field, ConfigDict)
-    for field in ("presets", "catalogue", "checkpoint_formats"):
+    for field in ("presets", "catalogue", "checkpoint_formats", "check_options"):
         _check_type(where, modality, field, Mapping)
     for name, preset in (*modality.presets.items(), *modality.catalogue.items()):
         if not isinstance(preset, Preset):
@@ -70,6 +70,7 @@ def check_modality(modality: Modality) -> None:
         raise PluginError("", f"{where} has no preset 'tiny', which every check runs on")
     _check_options(where, modality, "lacks an option that every modality declares:",
                    ("dropout_rate", "compute_dtype", "remat", "scan"))
+    _check_options(where, modality, "check_options names", modality.check_options)
     if modality.suffix_option is not None:
         _check_options(where, modality, "suffix_option names", (modality.suffix_option,))
     if modality.step is not None:

@@ -9,8 +9,8 @@ Three axes meet in one model:
     Architecture   what fills a stack          "transformer" first
     Shape          how large it is             base-nl16
 
-A modality describes its stacks (`StackSpec`), an architecture fills each of them (`Stack`), and the
-modality assembles a `Model` from the filled stacks: M + A pieces serve M x A combinations.
+A modality describes its stacks (`StackSpec`), an architecture fills each (`Stack`), the modality
+assembles a `Model` from them: M + A pieces serve M x A combinations.
 """
 
 from __future__ import annotations
@@ -452,8 +452,7 @@ class Modality:
 
     Attributes:
       name: e.g. `audio_ast`; also its entry point's name.
-      presets: open shape names, which take operators; `tiny` is among them (small
-        enough that every check runs in seconds).
+      presets: open shape names, which take operators; `tiny`, small and quick, is among them.
       catalogue: released checkpoints by name, which take no operators; may be empty.
       options: defaults of the model's options, as a ConfigDict; all that the model reads is here.
       data_options: defaults of the data's options (paths, sizes), likewise.
@@ -469,15 +468,15 @@ class Modality:
       suffix_option: the model option that `/16` sets in a shape expression, or None.
       checkpoint_formats: foreign layouts by name; may be empty.
       prepare: `prepare(data_options, directory, progress) -> facts`, or None: makes the data of
-        these options ready in a directory, so that `data_options` can name it instead. Called
-        again it goes on with what it began, and leaves alone what is finished.
-        `progress(share, note)` shows how far it is, 0 to 1. The facts are JSON-able; `summary`, one
-        line for people, is among them. Raises `InputError` before anything is written.
-      averages: `averages(scores) -> {name: value}`: what papers report of several tasks together,
+        these options ready in a directory that `data_options` can name instead. Called again it
+        goes on with what it began. `progress(share, note)` shows how far it is, 0 to 1. The facts
+        are JSON-able, `summary`, one line for people, among them. Raises `InputError` before
+        anything is written.
+      averages: `averages(scores) -> {name: value}` that papers report of several tasks together,
         from metrics by task and name; only what the scores suffice for. None for none.
-      open_name: `open_name(text) -> expression` that a closed name, released or not, stands for by
-        the rules of `catalogue`, or None; used in hints.
-      step: what `deepnarrow plan` assumes of a training step; without it nothing can be planned.
+      open_name: `open_name(text) -> expression` that a closed name stands for, or None; for hints.
+      step: what `deepnarrow plan` assumes of a training step, or None: nothing can be planned.
+      check_options: what the kit changes of `options` to fit the default data.
     """
 
     name: str
@@ -498,3 +497,4 @@ class Modality:
     averages: Callable[[Mapping[str, Mapping[str, float]]], Mapping[str, float]] | None = None
     open_name: Callable[[str], str | None] | None = None
     step: StepSpec | None = None
+    check_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

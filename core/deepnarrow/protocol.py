@@ -433,6 +433,7 @@ class RunOptions:
       few_shot_every: steps between few-shot probes while pre-training, on the tasks of the stage
         `few_shot`, for the curve (`few_shot/TASK/accuracy@SHOTS`, mean over seeds). 0: none.
       tensorboard: write `WORKDIR/tensorboard/` too; needs the extra `deepnarrow[tensorboard]`.
+      profile: trace ten steps of each pre-training to `runs/KEY/profile/`, for Perfetto.
       hang_after_s: seconds without a step or a batch after which the process writes the stacks of
         its threads and ends (exit code 70); run again, it goes on from its checkpoint. 0: never.
       compile_within_s: the same while a program is compiled. 0: never.
@@ -443,6 +444,7 @@ class RunOptions:
     checkpoint_every: int = 200
     few_shot_every: int = 0
     tensorboard: bool = False
+    profile: bool = False
     hang_after_s: float = 3600.0
     compile_within_s: float = 14400.0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from deepnarrow.data import TrainStream, check_seed, eval_batches, example_ids
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.meter import Meter
 from deepnarrow.modality import EXAMPLE_ID, Params, Source
+from deepnarrow.profiling import PartClock, StepTrace
 from deepnarrow.protocol import RunOptions
 from deepnarrow.records import CurvePoint, Stage, Status
 from deepnarrow.runlog import RunLog, RunProgress
@@ -53,6 +56,8 @@ class TrainResult:
       status: `done`, `diverged` or `preempted`.
       steps: updates applied in all.
       seconds: wall time of the loop, from before any interruption too.
+      parts: wall seconds of this process's loop by what they went to: `compile`, `input`,
+        `evaluation`, `checkpoint`, and `step` for the rest.
     """
 
     state: TrainState
@@ -61,6 +66,7 @@ class TrainResult:
     status: Status
     steps: int
     seconds: float
+    parts: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +99,8 @@ class _Loop:
     should_stop: Callable[[], bool]
     log: RunLog
     progress: RunProgress
+    clock: PartClock
+    trace: StepTrace
 
     def steps(self, state: TrainState, stream: TrainStream) -> tuple[TrainState, Status]:
         """Steps until the end, a divergence, or a request to stop."""
@@ -104,7 +112,9 @@ class _Loop:
             while stream.step < total:
                 if self.should_stop():
                     raise Preempted("asked to stop while training")
-                batch = next(stream)
+                self.trace.before_step()
+                with self.clock.timed("input"):
+                    batch = next(stream)
                 step = stream.step
                 self.note_order(step, batch[EXAMPLE_ID])
                 state, metrics = self.program.step(state, self.program.put(batch), seed)
@@ -171,7 +181,8 @@ class _Loop:
         known = {p.name.partition("/")[0] for p in self.log.curve if p.step == step}
         for watch in self.watches:
             if watch.due(step, self.program.total_steps) and watch.name not in known:
-                values = watch.measure(step, state.eval_params)
+                with self.clock.timed("evaluation"):
+                    values = watch.measure(step, state.eval_params)
                 self.log.add_points(step, watch.name, values)
                 self.tell(step, watch.name, values)
                 self.log.timer.pause()
@@ -182,7 +193,8 @@ class _Loop:
         if self.checkpointer.latest_step() != step:
             if self.log.steps is not None:
                 self.log.steps.write(step)
-            self.checkpointer.save(step, state, self.log.extra())
+            with self.clock.timed("checkpoint"):
+                self.checkpointer.save(step, state, self.log.extra())
             self.log.timer.pause()
 
     def diverged(self, state: TrainState) -> Status | None:
@@ -202,6 +214,7 @@ def train(
     progress: Callable[[int, int, str], None] | None = None,
     on_log: Callable[[int, Mapping[str, float]], None] | None = None,
     should_stop: Callable[[], bool] | None = None, steps_log: StepsLog | None = None,
+    trace_to: Path | None = None,
 ) -> TrainResult:
     """Trains for `program.total_steps` updates, going on from the newest checkpoint, if any.
 
@@ -226,6 +239,7 @@ def train(
       should_stop: asked before each step and each batch of `validation`; if it says True, the
         state is saved and training ends as `preempted`.
       steps_log: where the order of the examples is logged, and verified on resuming.
+      trace_to: a folder for a trace of some steps; None for none.
 
     Returns:
       The result. A loss, gradient or update that is not finite is never applied and ends training
@@ -256,15 +270,24 @@ def train(
         watches.append(_Watch("few_shot", run.few_shot_every, False, few_shot))
     loop = _Loop(program, source, seed, batch_size, run, tuple(watches), checkpointer, on_log,
                  should_stop, log,
-                 RunProgress(progress, program.total_steps, batch_size, start))
+                 RunProgress(progress, program.total_steps, batch_size, start),
+                 PartClock(), StepTrace(trace_to))
     loop.progress.update(start, now=True)
-    with TrainStream(source, seed=seed, batch_size=batch_size, start_step=start,
-                     rows=program.rows(batch_size)) as stream:
+    with contextlib.closing(loop.trace), loop.clock, loop.clock.timed("step"), TrainStream(
+            source, seed=seed, batch_size=batch_size, start_step=start,
+            rows=program.rows(batch_size)) as stream:
         state, status = loop.steps(state, stream)
-    if checkpointer is not None:
-        checkpointer.wait()
+        if checkpointer is not None:
+            with loop.clock.timed("checkpoint"):
+                checkpointer.wait()
     return TrainResult(state, tuple(log.curve), log.timer.median(), status, int(state.step),
-                       log.seconds())
+                       log.seconds(), _without_parts(loop.clock.seconds))
+
+
+def _without_parts(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The parts of a loop, what was timed within `step` taken from it."""
+    inside = sum(seconds.get(name, 0.0) for name in ("input", "evaluation", "checkpoint"))
+    return {**seconds, "step": max(seconds["step"] - inside, 0.0)}
 
 
 def _begin(

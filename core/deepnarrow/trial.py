@@ -26,6 +26,7 @@ from deepnarrow.mesh import MeshShape, choose_mesh
 from deepnarrow.modality import Task
 from deepnarrow.observers import OnLog, observer, trial_facts
 from deepnarrow.planning.here import slice_here, spread_here
+from deepnarrow.profiling import TRACE_FOLDER
 from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record, Stage
 from deepnarrow.resume import changes, judge, plugin_versions
@@ -51,6 +52,7 @@ from deepnarrow.trialrows import (
     finetune_curve,
     finetune_outcomes,
     finetune_rows,
+    finetune_seed,
     probe_rows,
     quality_rows,
     run_name,
@@ -73,7 +75,6 @@ LEAVE_WAIT_S = 120.0  # for the process of an earlier attempt to save and leave
 MAX_NAMED = 3  # arrays that a note names
 # Of programs that only apply a checkpoint.
 _NO_TRAINING = OptimizerConfig("adafactor", 1e-3, "constant")
-_FINETUNE = 1  # tells fine-tuning's seeds from pre-training's
 
 
 @dataclasses.dataclass
@@ -100,6 +101,7 @@ class CellPrograms:
     program: Program
     finetunes: tuple[FineTuneProgram, ...]
     peak_bytes: float | None
+    build_seconds: float
 
 
 class UnitRunner:
@@ -126,8 +128,7 @@ class UnitRunner:
     ):
         self.config, self.registry, self.data, self.cells = config, registry, data, cells
         self.workdir, self.claim, self.deliver = workdir, claim, deliver
-        self.progress, self.hosts = progress, hosts
-        self._asked = stop
+        self.progress, self.hosts, self._asked = progress, hosts, stop
         self._watchdog: Watchdog | None = None
         self.spread = spread_here(
             config, registry, data, [cell.trial for cell in cells.values()],
@@ -194,6 +195,7 @@ class UnitRunner:
         return make_layout(shape, self.spread.sharding.rules) if shape.size > 1 else None
 
     def _build(self, trial: Trial) -> CellPrograms:
+        began = time.monotonic()
         data = self.data[trial.modality]
         architecture = self.registry.architecture(trial.architecture)
         planned = {"remat": remat} if (remat := self.spread.remats.get(trial.modality)) else {}
@@ -210,10 +212,11 @@ class UnitRunner:
             for together in _trained_together(stage, data.finetune_tasks))
         self._say_whole(trial, program)
         if trial.checkpoint is not None:
-            return CellPrograms(program, finetunes, None)
+            return CellPrograms(program, finetunes, None, time.monotonic() - began)
         batch = next(eval_batches(data.upstream.train, trial.protocol.pretraining.batch_size))
         check_metric(data.upstream.metric, metric_names(program, batch), trial.modality)
-        return CellPrograms(program, finetunes, step_bytes(program, batch))
+        peak = step_bytes(program, batch)
+        return CellPrograms(program, finetunes, peak, time.monotonic() - began)
 
     # --- stages -------------------------------------------------------------------------------
     def _run(self, trial: Trial, programs: CellPrograms) -> Record:
@@ -245,7 +248,8 @@ class UnitRunner:
                 validation=upstream.validation, checkpointer=checkpointer,
                 progress=self.progress.steps, should_stop=self.stop,
                 on_log=self._watch(trial, "upstream", program.total_steps),
-                few_shot=self._few_shot_curve(trial, program), steps_log=steps)
+                few_shot=self._few_shot_curve(trial, program), steps_log=steps,
+                trace_to=self._directory(trial) / TRACE_FOLDER if self.config.run.profile else None)
         _stop_if(result.status == "preempted")
         measured.curve.extend(result.curve)
         measured.seconds["upstream"] = result.seconds
@@ -436,7 +440,9 @@ class UnitRunner:
             environment={**environment.describe(), "sharding": self._sharding(),
                          "seconds": sum(measured.seconds.values()),
                          "stages": dict(measured.seconds),
-                         **({"tuning": choice_facts(trial.choice)} if trial.choice else {})},
+                         **({"tuning": choice_facts(trial.choice)} if trial.choice else {}),
+                         "parts": {} if result is None else {
+                             "build": programs.build_seconds, **result.parts}},
             metrics=(*measured.metrics, *(choice_rows(trial.choice) if trial.choice else ())),
             curve=tuple(measured.curve),
             outcomes=tuple(measured.outcomes),
@@ -480,14 +486,6 @@ class UnitRunner:
             environment={**environment.describe(), "error": shorten(what, 500),
                          "bad_input": isinstance(error, InputError),
                          "traceback": str((directory / "error.txt").relative_to(self.workdir))})
-
-
-def finetune_seed(seed: int, index: int) -> int:
-    """Returns the seed of the `index`-th fine-tuning of pre-training seed `seed`.
-
-    Hashed, so that it shares no stream of examples or dropout with any pre-training seed.
-    """
-    return int(np.random.SeedSequence((_FINETUNE, seed, index)).generate_state(1)[0] >> 1)
 
 
 def _trained_together(stage: FineTune, tasks: Mapping[str, Task]) -> list[tuple[Task, ...]]:

@@ -18,6 +18,15 @@ from deepnarrow.transfer.finetune import FineTuneProgram, FineTuneResult, TaskRe
 from deepnarrow.transfer.selection import quality
 
 LOSS = "loss"  # on the test split, beside a task's own metrics
+_FINETUNE = 1  # tells fine-tuning's seeds from pre-training's
+
+
+def finetune_seed(seed: int, index: int) -> int:
+    """Returns the seed of the `index`-th fine-tuning of pre-training seed `seed`.
+
+    Hashed, so that it shares no stream of examples or dropout with any pre-training seed.
+    """
+    return int(np.random.SeedSequence((_FINETUNE, seed, index)).generate_state(1)[0] >> 1)
 
 
 def finetune_rows(

@@ -218,6 +218,18 @@ def test_measurements_go_to_the_curve_with_the_evaluated_params(model, upstream)
     assert seen[STEPS] == fingerprint(result.state.ema)
 
 
+def test_the_seconds_of_the_loop_are_divided_into_parts(program, upstream, tmp_path):
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        result = train(program, upstream.train, seed=0, batch_size=8,
+                       run=RunOptions(eval_every=2), validation=upstream.validation,
+                       checkpointer=checkpointer)
+    assert set(result.parts) == {"compile", "input", "step", "evaluation", "checkpoint"}
+    assert all(seconds >= 0 for seconds in result.parts.values())
+    assert result.parts["evaluation"] > 0
+    assert result.parts["checkpoint"] > 0
+    assert 0.5 * result.seconds < sum(result.parts.values()) < 1.05 * result.seconds
+
+
 def test_seeds_and_steps_share_one_compiled_program(model, upstream):
     program = make_program(model, ADAMW, STEPS)
     for seed in (0, 1):

@@ -20,7 +20,7 @@ from deepnarrow.step import make_program
 from deepnarrow.store import Store
 from deepnarrow.study import dry_run, run_study, study_status
 from deepnarrow.transfer.finetune import finetune, make_finetune
-from deepnarrow.trial import finetune_seed
+from deepnarrow.trialrows import finetune_seed
 from deepnarrow.trials import open_data, plan_trials
 
 SHAPES = ("tiny", "tiny-nl4", "tiny-ff64")

@@ -82,6 +82,18 @@ def test_no_evaluated_document_is_trained_on(corpus):
     assert not {t for t in rows if any(name in t for name in CLASSES)}
 
 
+def test_texts_that_begin_alike_are_in_one_split(corpus, task):
+    begun = {split: {normalise(text)[:48] for text, _ in rows}
+             for split, rows in corpus.labelled.items()}
+    assert not begun["train"] & begun["test"] | begun["train"] & begun["validation"]
+    inputs = {}
+    for split in ("train", "test"):  # as the model sees them, cut
+        source = task.examples(split)
+        inputs[split] = {source.load(i, np.random.default_rng(0))["inputs"].tobytes()
+                         for i in range(source.num_examples)}
+    assert not inputs["train"] & inputs["test"]
+
+
 def documents():
     """More than enough for every class, all texts different."""
     return [Document(name, f"about thing {i} of part {name[::-1]} here") for name in CLASSES

@@ -252,6 +252,8 @@ def _train(parser: Parser) -> None:
     parser.add_argument("--workdir", metavar="DIR", action=Once, required=True,
                         help="where everything goes; a run that is there goes on")
     _set(parser, "KEY=VALUE", "changes the config; modalities.NAME=None leaves a modality out")
+    parser.add_argument("--profile", action=OnceFlag, help="trace ten steps for Perfetto (the same "
+                        "as --set run.profile=True) and show what the time went to")
     _processes(parser)
 
 

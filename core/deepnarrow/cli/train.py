@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> Output:
     from deepnarrow.plugins import registry
     from deepnarrow.study import exit_code_of, train_one
 
-    config = load_config(options.config, options.settings)
+    extra = ["run.profile=True"] if options.profile else []
+    config = load_config(options.config, [*options.settings, *extra])
     check_single(config)
     hosts = join(options.coordinator, options.num_processes, options.process_id)
     summary = train_one(config, options.workdir, registry(), hosts)
@@ -70,6 +71,7 @@ def _document(summary: TrainSummary) -> dict[str, Any]:
     record = summary.record
     loss = next((m.value for m in record.metrics if (m.stage, m.metric) == ("upstream", "loss")),
                 None)
+    trace = summary.run_dir / "profile"
     return {
         "workdir": str(summary.workdir), "run_dir": str(summary.run_dir),
         "checkpoint": str(summary.checkpoint) if summary.checkpoint else None,
@@ -79,6 +81,8 @@ def _document(summary: TrainSummary) -> dict[str, Any]:
         "steps": summary.steps, "total_steps": summary.total_steps, "loss": loss,
         "seconds": record.environment.get("seconds"),
         "step_time_s": record.costs.get("step_time_s"),
+        "parts_s": record.environment.get("parts", {}),
+        "profile": str(trace) if trace.exists() else None,
         "metrics": [{"stage": m.stage, "task": m.task, "metric": m.metric, "value": m.value,
                      "origin": m.origin, "shots": m.shots, "shot_seed": m.shot_seed,
                      "finetune_seed": m.finetune_seed} for m in record.metrics],
@@ -96,12 +100,31 @@ def _show(console: Console, document: dict[str, Any]) -> None:
     if document["step_time_s"] is not None:
         rows.append(("step time", f"{document['step_time_s'] * 1000:.3g} ms"))
     console.print(table(["run", "value"], rows))
+    if document["profile"]:
+        console.print(_parts(document["parts_s"]))
+        console.print(f"trace: {document['profile']} (open its perfetto_trace.json.gz at "
+                      "ui.perfetto.dev)", markup=False, soft_wrap=True)
     transfers = sum(m["stage"] != "upstream" for m in document["metrics"])
     if transfers:
         console.print(f"transfer: {transfers} numbers; deepnarrow report {document['workdir']} "
                       "--out FOLDER draws them", markup=False, soft_wrap=True)
     if document["checkpoint"]:
         console.print(f"checkpoint: {document['checkpoint']}", markup=False, soft_wrap=True)
+
+
+_PARTS = {
+    "build": "making the programs, the step compiled", "compile": "compiling in the loop",
+    "input": "waiting for input", "step": "training steps", "evaluation": "evaluation",
+    "checkpoint": "checkpoints",
+}
+
+
+def _parts(seconds: dict[str, float]) -> Any:
+    """What the wall time of pre-training went to."""
+    total = sum(seconds.values()) or 1.0
+    return table(["pre-training's time", "seconds", "share"],
+                 [(title, f"{seconds.get(part, 0.0):.2f}", f"{seconds.get(part, 0.0) / total:.1%}")
+                  for part, title in _PARTS.items()])
 
 
 def _number(value: float | None) -> str:

@@ -67,9 +67,11 @@ def check_arrangements_agree(subject: Subject) -> None:
     size = max(float(np.abs(leaf).max()) for leaf in alone.values())
     for name, gradients in others.items():
         for path, value in gradients.items():
+            off = float(np.abs(value - alone[path]).max())
             expect(bool(np.allclose(value, alone[path], rtol=RTOL, atol=RTOL * size)),
-                   f"{name} the gradient of {name_of(path)} is another one while training; let an "
-                   "example's loss depend on no other example, and return sums")
+                   f"{name} the gradient of {name_of(path)} is another one while training, by up to "
+                   f"{off:.2g} where the largest is {size:.2g}; let an example's loss depend on no "
+                   "other example, and return sums")
 
 
 def check_training_resumes(subject: Subject) -> None:

@@ -68,10 +68,11 @@ class Subject:
 
     @functools.cached_property
     def options(self) -> ConfigDict:
-        """The model's options as the data decides them, without dropout."""
+        """The model's options as modality and data decide them, without dropout."""
         named = self.shape("tiny")
         return resolve_options(self.modality.options, {
-            **named.overrides, **self.upstream.options, "dropout_rate": 0.0}, "options")
+            **self.modality.check_options, **named.overrides, **self.upstream.options,
+            "dropout_rate": 0.0}, "options")
 
     @functools.cached_property
     def tasks(self) -> Mapping[str, Task]:

@@ -70,6 +70,7 @@ def deepnarrow_register_modalities() -> list[Modality]:
         tasks=_tasks,
         adapt=_adapt,
         suffix_option="patch_size",
+        check_options={"patch_size": 4},  # the digits are smaller than the default patch
         step=frame.STEP,
         checkpoint_formats={
             name: format_in(f"deepnarrow_vision_vit.{module}")
