@@ -28,7 +28,7 @@ SEEDS = tuple(int(seed) for seed in os.environ.get("DEEPNARROW_SEEDS", "0,1,2").
 # What follows the preset's name; the same in every domain, so that a shape is one operator. From
 # the base, of N parameters outside embeddings, three ways lead to 2N, 4N and 8N: depth first (what
 # `deepnarrow shape --strategy deepnarrow` gives), width first, and both (the reference family).
-# Heads are four and as wide as d_model / 4; d_ff is near 4 d_model and makes counts agree on a rung.
+# Heads are four and as wide as d_model / 4; d_ff, near 4 d_model, makes counts agree on a rung.
 BASE = "nl2-dm32-ff128-kv8-nh4"
 UNIFORM = ("nl3-dm36-ff156-kv9-nh4", "nl4-dm44-ff192-kv11-nh4", "nl5-dm56-ff240-kv14-nh4")
 DEEP = ("nl4-dm32-ff128-kv8-nh4", "nl8-dm32-ff128-kv8-nh4", "nl16-dm32-ff128-kv8-nh4")
