@@ -26,9 +26,9 @@ DOMAINS = os.environ.get("DEEPNARROW_DOMAINS", "vision_vit,peptides,text_t5").sp
 SEEDS = tuple(int(seed) for seed in os.environ.get("DEEPNARROW_SEEDS", "0,1,2").split(","))
 
 # What follows the preset's name; the same in every domain, so that a shape is one operator. From
-# the base, of N parameters outside embeddings, three strategies walk to 2N, 4N and 8N: depth first
-# (`deepnarrow`), width first (`width`) and both (`uniform`, the reference family). Heads are four
-# and as wide as d_model / 4; d_ff is near 4 d_model and makes counts agree on each rung.
+# the base, of N parameters outside embeddings, three ways lead to 2N, 4N and 8N: depth first (what
+# `deepnarrow shape --strategy deepnarrow` gives), width first, and both (the reference family).
+# Heads are four and as wide as d_model / 4; d_ff, near 4 d_model, makes counts agree on a rung.
 BASE = "nl2-dm32-ff128-kv8-nh4"
 UNIFORM = ("nl3-dm36-ff156-kv9-nh4", "nl4-dm44-ff192-kv11-nh4", "nl5-dm56-ff240-kv14-nh4")
 DEEP = ("nl4-dm32-ff128-kv8-nh4", "nl8-dm32-ff128-kv8-nh4", "nl16-dm32-ff128-kv8-nh4")

@@ -359,7 +359,7 @@ def make_try(trial: Trial, learning_rate: float, seed: int, registry: Registry) 
     made = dataclasses.replace(trial, data=upstream, protocol=protocol, seed=seed, is_try=True,
                                choice=None, micro_batches=1)
     if depends_on_pieces(made, registry):
-        made = dataclasses.replace(made, micro_batches=trial.micro_batches)
+        return dataclasses.replace(made, micro_batches=trial.micro_batches)
     return made
 
 
