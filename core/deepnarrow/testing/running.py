@@ -24,6 +24,8 @@ from deepnarrow.train import train
 
 ADAMW = OptimizerConfig("adamw", 1e-3, "constant")
 STEPS, HALF = 4, 2
+# Of a gradient's norm: a ReLU that rounding lets open moves a small model's by some 1e-4 of it.
+KINK = 1e-3
 FAKE_DEVICES = 4
 # Mesh -> rules, for as many devices as there are; one device has none of them.
 MESHES = ((MeshShape(data=2, fsdp=2), "fsdp"), (MeshShape(fsdp=2, tensor=2), "fsdp+tensor"))
@@ -64,13 +66,13 @@ def check_arrangements_agree(subject: Subject) -> None:
     for mesh, rules in MESHES:
         if mesh.size <= jax.device_count():
             others[f"on the mesh {mesh}"] = _gradients(subject, make_layout(mesh, rules))
-    size = max(float(np.abs(leaf).max()) for leaf in alone.values())
+    whole = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in alone.values()))
     for name, gradients in others.items():
         for path, value in gradients.items():
-            off = float(np.abs(value - alone[path]).max())
-            expect(bool(np.allclose(value, alone[path], rtol=RTOL, atol=RTOL * size)),
+            size, off = np.linalg.norm(alone[path]), np.linalg.norm(value - alone[path])
+            expect(bool(off <= KINK * size + RTOL * whole),
                    f"{name} the gradient of {name_of(path)} is another one while training, by "
-                   f"{off:.2g} where the largest is {size:.2g}; let an example's loss depend on no "
+                   f"{off:.2g} where its norm is {size:.2g}; let an example's loss depend on no "
                    "other example, and return sums")
 
 
