@@ -139,7 +139,9 @@ def _eval_batches(source: Source, batch_size: int, rows: Sequence[int]) -> Itera
     def load(start: int) -> NumpyBatch:
         wanted = [start + row for row in rows]
         indices = [min(i, last) for i in wanted]
-        examples = {i: source.load(i, _element_rng(_EVAL_SEED, i)) for i in dict.fromkeys(indices)}
+        unique = list(dict.fromkeys(indices))
+        examples = {i: source.load(i, rng) for i, rng in
+                    zip(unique, _element_rngs(_EVAL_SEED, unique), strict=True)}
         batch = _stack([examples[i] for i in indices], indices)
         batch[EXAMPLE_MASK][:] = np.array(wanted) <= last
         return batch
@@ -175,8 +177,8 @@ def _read_options() -> grain.ReadOptions:
 def _load_train(source: Source, seed: int, positions: Sequence[int]) -> NumpyBatch:
     """Loads the elements at `positions` of the global stream."""
     indices = [_shuffled_index(source.num_examples, seed, i) for i in positions]
-    examples = [source.load(index, _element_rng(seed, i))
-                for index, i in zip(indices, positions, strict=True)]
+    examples = [source.load(index, rng) for index, rng in
+                zip(indices, _element_rngs(seed, positions), strict=True)]
     return _stack(examples, indices)
 
 
@@ -199,9 +201,18 @@ def _epoch_table(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(_epoch_seed(seed, epoch)).permutation(num_examples)
 
 
-def _element_rng(seed: int, position: int) -> np.random.Generator:
-    """Returns one element's generator: counter-based, so cheap to make and independent."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
+def _element_rngs(seed: int, positions: Sequence[int]) -> Iterator[np.random.Generator]:
+    """Yields each element's generator: counter-based, so that any is known without the others.
+
+    It is one object, set anew: a new Philox asks the system for entropy though it has a key, which
+    takes 24 microseconds against 2.
+    """
+    bits = np.random.Philox(key=np.zeros(2, np.uint64))
+    state, rng = bits.state, np.random.Generator(bits)
+    for position in positions:
+        state["state"]["key"] = np.array([seed, position], np.uint64)
+        bits.state = state
+        yield rng
 
 
 def _stack(examples: Sequence[Example], indices: Sequence[int]) -> NumpyBatch:

@@ -360,8 +360,8 @@ class Source:
     Attributes:
       num_examples: how many there are.
       load: `load(index, rng) -> Example`: numpy arrays of fixed shapes. `rng` is a
-        `numpy.random.Generator` that depends on (seed, position in the stream) only; deterministic
-        sources ignore it.
+        `numpy.random.Generator` for this call, which depends on (seed, position in the stream)
+        only; deterministic sources ignore it.
       content_hash: sha256 (hex) of what determines every example (bytes of the data and the options
         of the preprocessing), never of a path; part of the trial's key.
       labels: for labelled sources, `labels()` -> int array [num_examples]; else None.

@@ -231,7 +231,8 @@ TOY = "modalities.toy"
 
 @pytest.mark.parametrize(("override", "expected"), [
     ("run.log_evry=5", "unknown key (expected one of log_every, eval_every, checkpoint_every, "
-                       "few_shot_every, tensorboard, hang_after_s, compile_within_s). Hint: did "
+                       "few_shot_every, tensorboard, profile, hang_after_s, "
+                       "compile_within_s). Hint: did "
                        "you mean log_every?"),
     ("nmae=x", "unknown key"),
     ("modalities.txt.shapes=('tiny',)", "unknown key (expected one of toy)"),

@@ -153,7 +153,8 @@ def make_digits(
     low, high = share
     split, place = images.hashed[:, 0], images.hashed[:, 1:]
     rows = np.flatnonzero(np.isin(images.labels, classes) & (split >= low) & (split < high))
-    pixels = images.pixels[rows]
+    pixels = images.pixels[rows]  # [n, size, size, channels]
+    turned = [np.rot90(pixels, turns, axes=(1, 2)) for turns in range(rotations)]  # views
     places = canvas - images.size + 1
     fixed = (place[rows] * places).astype(np.int64)  # [n, 2]: rows above, columns to the left
     kinds = np.array([classes.index(label) for label in images.labels[rows].tolist()], np.int32)
@@ -163,7 +164,7 @@ def make_digits(
     def load(index: int, rng: np.random.Generator) -> Example:
         row, turns = divmod(index, rotations)
         above, left = rng.integers(places, size=2) if augment == "place" else fixed[row]
-        image = lay(np.rot90(pixels[row], turns), canvas, int(above), int(left))
+        image = lay(turned[turns][row], canvas, int(above), int(left))
         return {"image": scale(image, images.white), "label": labels[index]}
 
     facts = json.dumps([images.content_hash, classes, share, canvas, rotations, augment])
