@@ -15,7 +15,10 @@ from deepnarrow.testing.numerics import check_it_learns
 from deepnarrow.testing.subject import CheckFailed, Subject, make_subject
 
 LONG = {check_it_learns}  # so many steps that compiling well pays off
-Outcome = Literal["passed", "failed", "expected", "unexpected"]
+# What the others build on: without one form there is no batch, without names no sharding.
+FOUNDATIONS = ("registration", "loading_is_a_function", "examples_have_one_form",
+               "params_are_counted", "axes")
+Outcome = Literal["passed", "failed", "follows", "expected", "unexpected"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +27,9 @@ class CheckResult:
 
     Attributes:
       name: of the check, without `check_`.
-      outcome: `passed`; `failed`; `expected`, it failed as its author said it would; `unexpected`,
-        it passed though its author said it would fail.
+      outcome: `passed`; `failed`; `follows`, it failed after one that it may build on; `expected`,
+        it failed as its author said it would; `unexpected`, it passed though its author said it
+        would fail.
       message: what must change; why it was expected to fail; else "".
       seconds: that it took.
     """
@@ -76,6 +80,11 @@ def check_modality(
     results = []
     for name, check in modality_checks(subject):
         result = _run(name, check, expected.get(name))
+        broken = [r.name for r in results if r.outcome == "failed" and r.name in FOUNDATIONS]
+        if result.outcome == "failed" and broken:
+            result = dataclasses.replace(
+                result, outcome="follows",
+                message=f"mend {broken[0]} first; this may follow from it: {result.message}")
         results.append(result)
         if on_result is not None:
             on_result(result)
