@@ -47,12 +47,12 @@ def make_step(modality: str, layers: int) -> tuple[Callable[[], None], int]:
 
     full, plain = program("full"), program("none")
     memory = full.step.lower(abstract_state(full), abstract_batch(full, batch),
-                             np.int32(0)).compile().memory_analysis()
+                             full.args(0)).compile().memory_analysis()
     state = plain.init(np.int32(0))
 
     def run() -> None:
         nonlocal state
-        state, _ = plain.step(state, batch, np.int32(0))
+        state, _ = plain.step(state, batch, plain.args(0))
         jax.block_until_ready(state)
 
     return run, memory.temp_size_in_bytes

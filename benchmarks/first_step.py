@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from deepnarrow.assemble import make_model
 from deepnarrow.planning.cells import shape_cells
@@ -37,7 +36,7 @@ def seconds(modality: str, layers: int) -> tuple[float, float]:
     batch = {name: jax.ShapeDtypeStruct((BATCH_SIZE, *spec.shape), spec.dtype)
              for name, spec in cell.step.arrays.items()}
     step: Any = program.step
-    lowered = step.lower(abstract_state(program), abstract_batch(program, batch), np.int32(0))
+    lowered = step.lower(abstract_state(program), abstract_batch(program, batch), program.args(0))
     traced = time.process_time()
     lowered.compile()
     return traced - began, time.process_time() - traced

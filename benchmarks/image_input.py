@@ -230,7 +230,7 @@ def waiting_share(
             before = time.perf_counter()
             batch = next(stream)
             waited += time.perf_counter() - before
-            state, metrics = program.step(state, batch, np.int32(0))
+            state, metrics = program.step(state, batch, program.args(0))
             jax.block_until_ready(metrics)
         seconds = time.perf_counter() - began
     return {"steps": steps, "seconds_a_step": seconds / steps, "waiting_share": waited / seconds}

@@ -34,7 +34,7 @@ def bare(cell: QuickstartCell, program: Program) -> Callable[[], None]:
     def run() -> None:
         state, previous = program.init(np.int32(0)), None
         for _ in range(program.total_steps):
-            state, metrics = program.step(state, batch, np.int32(0))
+            state, metrics = program.step(state, batch, program.args(0))
             if previous is not None:
                 bool(previous["finite"][0])
             previous = metrics

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.quickstart_cells import QuickstartCell, quickstart_cell, shapes
 from deepnarrow.data import eval_batches
-from deepnarrow.optim import make_optimizer
+from deepnarrow.optim import optimizer_at
 from deepnarrow.step import train_step
 
 SEEDS, STEPS, CALLS = 4, 2**20, 3
@@ -36,7 +36,7 @@ def one_by_one(cell: QuickstartCell) -> Callable[[], None]:
 
     def run() -> None:
         for seed in range(SEEDS):
-            states[seed], _ = program.step(states[seed], batch, np.int32(seed))
+            states[seed], _ = program.step(states[seed], batch, program.args(seed))
         jax.block_until_ready(states)
 
     return run
@@ -46,18 +46,20 @@ def packed(cell: QuickstartCell) -> Callable[[], None]:
     """A step of all seeds at once."""
     axes = cell.model.param_axes
     step = functools.partial(
-        train_step, model=cell.model, optimizer=make_optimizer(cell.optimizer, STEPS, axes),
+        train_step, model=cell.model,
+        optimizer=lambda peak, steps: optimizer_at(cell.optimizer, peak, steps, axes),
         trained=jax.tree.map(lambda _: True, axes, is_leaf=lambda x: isinstance(x, tuple)),
         ema_decay=0.0)
     together = jax.jit(jax.vmap(step), donate_argnums=0)
-    seeds = np.arange(SEEDS, dtype=np.int32)
-    state = jax.jit(jax.vmap(cell.program(STEPS).init))(seeds)
+    program = cell.program(STEPS)
+    args = jax.tree.map(lambda *x: np.stack(x), *map(program.args, range(SEEDS)))
+    state = jax.jit(jax.vmap(program.init))(args.seed)
     batch = {name: np.stack([x] * SEEDS) for name, x in
              next(eval_batches(cell.source, cell.batch_size)).items()}
 
     def run() -> None:
         nonlocal state
-        state, _ = together(state, batch, seeds)
+        state, _ = together(state, batch, args)
         jax.block_until_ready(state)
 
     return run

@@ -82,7 +82,7 @@ def ours(modality_name: str, shape: Shape, options: Mapping[str, Any], batch: Ba
 
     def step() -> None:
         nonlocal state
-        state, metrics = program.step(state, batch, np.int32(0))
+        state, metrics = program.step(state, batch, program.args(0))
         jax.block_until_ready(metrics)
         jax.block_until_ready(state)
 

@@ -18,12 +18,14 @@ import functools
 import hashlib
 import math
 import pathlib
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from deepnarrow import hookimpl
 from deepnarrow.formats import CheckpointFormat, CheckpointHeader
 from deepnarrow.modality import (
     EXAMPLE_MASK,
@@ -49,6 +51,7 @@ from deepnarrow.modality import (
     Upstream,
     axes_tree,
 )
+from deepnarrow.plugins import Registry, load_plugins
 from deepnarrow.shape import Preset, Shape
 from deepnarrow.transfer.scores import score_accuracy
 
@@ -96,6 +99,15 @@ def toy_architecture() -> BoundArchitecture:
 
 
 # --- data ----------------------------------------------------------------------------------------
+def toy_registry(**hooks: Callable[..., Any]) -> Registry:
+    """The core and a plugin that registers the toy; `hooks`: more of its hooks by name."""
+    plugin = types.ModuleType("toy_plugin")
+    registers = {"deepnarrow_register_modalities": lambda: [toy_modality()],
+                 "deepnarrow_register_architectures": lambda: [toy_architecture()]}
+    vars(plugin).update({name: hookimpl(hook) for name, hook in {**registers, **hooks}.items()})
+    return load_plugins([], extra=[plugin])
+
+
 def _blobs(name: str, split: str, num_classes: int, count: int, noise: float) -> tuple[Any, Any]:
     """Returns inputs [count, LENGTH, CHANNELS] and labels [count]; classes are balanced."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")

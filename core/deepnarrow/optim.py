@@ -18,12 +18,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr, tree_leaves_with_path
+from jaxtyping import Array, Float, Int
 
 from deepnarrow.errors import InputError
 from deepnarrow.modality import Axes, Params, is_kernel
 from deepnarrow.protocol import OptimizerConfig
 
 UNSTACKED = "unstacked"
+Rate = float | Float[Array, ""]
+Count = int | Int[Array, ""]
 Matrices = dict[str, jax.Array]  # path -> [layers, rows, columns], or [rows, columns] if unstacked
 
 
@@ -56,24 +59,35 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     >>> [round(float(schedule(step)), 6) for step in (0, 5, 10, 19, 100)]
     [0.0, 0.1, 0.2, 0.1, 0.0]
     """
+    check_schedule(config, total_steps)
+    relative = _relative(config, total_steps)
+    return lambda step: config.learning_rate * relative(step)
+
+
+def check_schedule(config: OptimizerConfig, total_steps: int) -> None:
+    """Raises InputError where warm-up or cool-down does not fit `total_steps`."""
     if total_steps < 1:
         raise InputError("optimizer", "no steps to train", got=total_steps, expected=">= 1")
     config.check_steps("optimizer", total_steps)
+
+
+def _relative(config: OptimizerConfig, total_steps: Count) -> optax.Schedule:
+    """The schedule over its peak."""
     warmup, cooldown = config.warmup_steps, config.cooldown_steps
     decay = _decay(config, total_steps)
 
-    def schedule(step: Any) -> Any:
-        rate = config.learning_rate * decay(step)
+    def relative(step: Any) -> Any:
+        rate = decay(step)
         if warmup and config.schedule != "inverse_sqrt":
             rate = rate * jnp.minimum(1.0, step / warmup)
         if cooldown:
             rate = rate * jnp.clip((total_steps - step) / cooldown, 0.0, 1.0)
         return rate
 
-    return schedule
+    return relative
 
 
-def _decay(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+def _decay(config: OptimizerConfig, total_steps: Count) -> optax.Schedule:
     """The schedule after its warm-up, relative to the peak, 1 before."""
     warmup, length = config.warmup_steps, total_steps - config.warmup_steps
     if config.schedule == "inverse_sqrt":
@@ -120,11 +134,28 @@ def make_optimizer(
       InputError: the schedule does not fit `total_steps`; `init` and `update` raise it where
         `param_axes` does not fit the params.
     """
-    schedule = make_schedule(config, total_steps)
+    check_schedule(config, total_steps)
+    return optimizer_at(config, config.learning_rate, total_steps, param_axes)
+
+
+def optimizer_at(
+    config: OptimizerConfig, learning_rate: Rate, total_steps: Count, param_axes: Any
+) -> optax.GradientTransformation:
+    """Returns the optimiser of `config` with another peak, for a schedule that is known to fit.
+
+    Both numbers may be traced: trials that differ in nothing else then share a compiled step.
+
+    Args:
+      config: the optimiser; its own learning rate does not count.
+      learning_rate: the schedule's peak.
+      total_steps: updates in all.
+      param_axes: tree like `params` whose leaves are tuples of logical axis names.
+    """
+    relative = _relative(config, total_steps)
     if config.name == "adafactor":
-        inner = optax.adafactor(learning_rate=schedule)
+        inner = optax.adafactor(learning_rate=lambda step: learning_rate * relative(step))
     else:
-        inner = _adamw(config, schedule, axes_by_path(param_axes))
+        inner = _adamw(config, learning_rate, relative, axes_by_path(param_axes))
     optimizer = per_matrix(inner, param_axes)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
@@ -132,7 +163,8 @@ def make_optimizer(
 
 
 def _adamw(
-    config: OptimizerConfig, schedule: optax.Schedule, axes: Mapping[str, Axes]
+    config: OptimizerConfig, learning_rate: Rate, relative: optax.Schedule,
+    axes: Mapping[str, Axes],
 ) -> optax.GradientTransformation:
     """AdamW on the matrices of one layer, which lie in a flat dict by path."""
 
@@ -142,8 +174,8 @@ def _adamw(
 
     decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
     return optax.chain(
-        optax.scale_by_adam(b1=config.b1, b2=config.b2), optax.scale(config.learning_rate), *decay,
-        optax.scale_by_schedule(lambda step: schedule(step) / -config.learning_rate),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2), optax.scale(learning_rate), *decay,
+        optax.scale_by_schedule(lambda step: -1.0 * relative(step)),
     )
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from deepnarrow.errors import InputError
 from deepnarrow.mesh import Whole
 from deepnarrow.modality import Batch, Key, LossOutput, Model, Params, Path
-from deepnarrow.optim import axes_by_path, make_optimizer
+from deepnarrow.optim import axes_by_path, check_schedule, make_optimizer, optimizer_at
 from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.sharding import (
     Layout,
@@ -32,6 +32,7 @@ from deepnarrow.sharding import (
 
 Scalar = Float[Array, ""]
 Metrics = dict[str, tuple[Scalar, Scalar]]  # name -> (sum, weight)
+MakeOptimizer = Callable[[Any, Any], optax.GradientTransformation]  # of peak rate and total steps
 
 _INIT, _STEPS = 0, 1  # the two uses of a seed's key
 
@@ -60,9 +61,25 @@ class TrainState(NamedTuple):
         return self.params if self.ema is None else self.ema
 
 
+class StepArgs(NamedTuple):
+    """The numbers of a trial that its compiled step takes as arguments.
+
+    Trials that differ in nothing else share one program; `jax.vmap` over them packs trials.
+
+    Attributes:
+      seed: int32 scalar, of dropout and the like.
+      learning_rate: float32 scalar, the schedule's peak.
+      total_steps: int32 scalar, updates in all: the schedule ends there.
+    """
+
+    seed: Int[Array, ""] | np.int32
+    learning_rate: Float[Array, ""] | np.float32
+    total_steps: Int[Array, ""] | np.int32
+
+
 def train_step(
-    state: TrainState, batch: Batch, seed: Int[Array, ""], *, model: Model,
-    optimizer: optax.GradientTransformation, trained: Any, ema_decay: float,
+    state: TrainState, batch: Batch, args: StepArgs, *, model: Model,
+    optimizer: MakeOptimizer, trained: Any, ema_decay: float,
     micro_batches: int = 1, settle: Callable[[Params], Params] = lambda grads: grads,
 ) -> tuple[TrainState, Metrics]:
     """Makes one update: pure, so it can be jitted, vmapped over seeds and sharded.
@@ -75,7 +92,7 @@ def train_step(
     With `micro_batches` the batch is worked on piece by piece, so that the activations of one piece
     at a time are held: see `_piecewise`.
     """
-    key = jax.random.fold_in(_key(seed, _STEPS), state.step)
+    key = jax.random.fold_in(_key(args.seed, _STEPS), state.step)
     params = select(state.params, trained)
 
     def output(params: Params, batch: Batch, key: Key) -> LossOutput:
@@ -87,7 +104,8 @@ def train_step(
         grads = settle(grads)
     else:
         (loss, out), grads = _piecewise(output, params, batch, key, micro_batches, settle)
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    transformation = optimizer(args.learning_rate, args.total_steps)
+    updates, opt_state = transformation.update(grads, state.opt_state, params)
     params = merge(optax.apply_updates(params, updates), state.params)
     grad_norm = optax.tree.norm(grads)
     total = loss + grad_norm + optax.tree.norm(updates)  # not finite if one of them is not
@@ -126,7 +144,7 @@ def _average(state: TrainState, params: Params, decay: float) -> Params | None:
     return jax.tree.map(lambda mean, new: mean + rate * (new - mean), state.ema, params)
 
 
-def _key(seed: int | Int[Array, ""], use: int) -> Key:
+def _key(seed: int | np.int32 | Int[Array, ""], use: int) -> Key:
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
@@ -190,16 +208,17 @@ def _metrics(out: LossOutput) -> Metrics:
 class Program:
     """A model with its optimiser, compiled: every function is jitted.
 
-    Seeds are arguments, so trials that differ by their seed share one program. With a layout,
+    Trials that differ by seed, learning rate or length alone share what is compiled. With a layout,
     parameters and state lie where it says; batches are global arrays, which `put` makes of what
     this process loaded; everything but states is given back whole to every process.
 
     Attributes:
       model: what is trained.
+      learning_rate: the schedule's peak.
       total_steps: updates in all; the schedule ends there.
       init: `init(seed) -> TrainState` with fresh parameters.
       start: `start(params) -> TrainState` from given parameters, which are copied.
-      step: `step(state, batch, seed) -> (state, metrics)`; the state passed in is consumed.
+      step: `step(state, batch, args(seed)) -> (state, metrics)`; the state passed in is consumed.
       eval_step: `eval_step(params, batch) -> metrics`, each name -> (sum, weight), `loss` included.
       features: the model's, [batch, d].
       predict: the model's, [batch, ...].
@@ -211,10 +230,11 @@ class Program:
     """
 
     model: Model
+    learning_rate: float
     total_steps: int
     init: Callable[[Any], TrainState]
     start: Callable[[Params], TrainState]
-    step: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+    step: Callable[[TrainState, Batch, StepArgs], tuple[TrainState, Metrics]]
     eval_step: Callable[[Params, Batch], Metrics]
     features: Callable[[Params, Batch], jax.Array]
     predict: Callable[[Params, Batch], jax.Array]
@@ -223,6 +243,25 @@ class Program:
     shardings: TrainState | None = None
     left_whole: tuple[Whole, ...] = ()
     micro_batches: int = 1
+
+    def args(self, seed: int) -> StepArgs:
+        """Returns what `step` takes beside state and batch."""
+        return StepArgs(
+            np.int32(seed), np.float32(self.learning_rate), np.int32(self.total_steps))
+
+    def at(self, optimizer: OptimizerConfig, total_steps: int) -> Program:
+        """Returns the same compiled functions for another peak and length of the schedule.
+
+        Args:
+          optimizer: the one the program was made with, up to its learning rate.
+          total_steps: updates in all.
+
+        Raises:
+          InputError: the schedule does not fit `total_steps`.
+        """
+        check_schedule(optimizer, total_steps)
+        return dataclasses.replace(
+            self, learning_rate=optimizer.learning_rate, total_steps=total_steps)
 
     def rows(self, batch_size: int) -> np.ndarray | None:
         """Returns the rows of a global batch that this process loads; None for all."""
@@ -249,8 +288,8 @@ def make_program(
 ) -> Program:
     """Returns the compiled program of `model`; compiling itself happens at the first calls.
 
-    `program.step.lower(abstract_state(program), abstract_batch(program, batch), seed)` lowers the
-    step without any array, also for devices that are not there.
+    `program.step.lower(abstract_state(program), abstract_batch(program, batch), program.args(0))`
+    lowers the step without any array, also for devices that are not there.
 
     Args:
       model: what is trained.
@@ -282,12 +321,13 @@ def make_program(
 
     shardings, left_whole = (None, []) if layout is None else _place(layout, model, init)
     step = functools.partial(
-        train_step, model=model, optimizer=transformation, trained=trained,
+        train_step, model=model, trained=trained,
+        optimizer=lambda peak, steps: optimizer_at(optimizer, peak, steps, model.param_axes),
         ema_decay=optimizer.ema_decay, micro_batches=micro_batches,
         settle=_settler(None if shardings is None else select(shardings.params, trained)))
     jitted = _Jit(layout, shardings)
     return Program(
-        model=model, total_steps=total_steps,
+        model=model, learning_rate=optimizer.learning_rate, total_steps=total_steps,
         init=jitted(init, "-", "state"),
         start=jitted(start, "params", "state"),
         step=jitted(step, "state batch -", "state -", donate_argnums=0),
@@ -380,7 +420,7 @@ def step_bytes(program: Program, batch: Batch) -> float | None:
     """
     # Lowered from the very function that trains, so that its first call finds it compiled.
     step: Any = program.step
-    arguments = abstract_state(program), abstract_batch(program, batch), np.int32(0)
+    arguments = abstract_state(program), abstract_batch(program, batch), program.args(0)
     memory = step.lower(*arguments).compile().memory_analysis()
     if memory is None:
         return None

@@ -105,7 +105,7 @@ class _Loop:
     def steps(self, state: TrainState, stream: TrainStream) -> tuple[TrainState, Status]:
         """Steps until the end, a divergence, or a request to stop."""
         total, previous = self.program.total_steps, None
-        seed = np.int32(self.seed)
+        args = self.program.args(self.seed)
         try:
             # Makes up for what a request to stop cut short: the state of that step was saved.
             self.evaluate(state, stream.step)
@@ -117,7 +117,7 @@ class _Loop:
                     batch = next(stream)
                 step = stream.step
                 self.note_order(step, batch[EXAMPLE_ID])
-                state, metrics = self.program.step(state, self.program.put(batch), seed)
+                state, metrics = self.program.step(state, self.program.put(batch), args)
                 # Waiting for the step before keeps the device busy and the host one ahead.
                 if previous is not None:
                     finite = bool(previous["finite"][0])

@@ -15,10 +15,8 @@ import jax
 import numpy as np
 
 from deepnarrow import environment
-from deepnarrow.assemble import make_model
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.config import StudyConfig, batch_sizes, resolve_options
-from deepnarrow.data import eval_batches
 from deepnarrow.errors import InputError, Preempted, shorten
 from deepnarrow.files import WorkdirLock, write_json
 from deepnarrow.hosts import Hosts
@@ -27,23 +25,17 @@ from deepnarrow.modality import Task
 from deepnarrow.observers import OnLog, observer, trial_facts
 from deepnarrow.planning.here import slice_here, spread_here
 from deepnarrow.profiling import TRACE_FOLDER
-from deepnarrow.protocol import OptimizerConfig
+from deepnarrow.programs import CellPrograms, build_programs
 from deepnarrow.records import CurvePoint, MetricRow, Origin, Outcome, Record, Stage
 from deepnarrow.resume import changes, judge, plugin_versions
 from deepnarrow.rundir import CHECKPOINTS, RunInfo, write_run
 from deepnarrow.running import say_running, touch
 from deepnarrow.sharding import Layout, make_layout
-from deepnarrow.step import Program, make_program, metric_names, step_bytes
+from deepnarrow.step import Program
 from deepnarrow.stepslog import STEPS_FILE, StepsLog
 from deepnarrow.train import TrainResult, evaluate, train
 from deepnarrow.transfer.fewshot import chance, extract_features, majority_accuracy, probe
-from deepnarrow.transfer.finetune import (
-    FineTuneProgram,
-    finetune,
-    majority,
-    make_finetune,
-    task_labels,
-)
+from deepnarrow.transfer.finetune import finetune, majority, task_labels
 from deepnarrow.trialkey import REVISION
 from deepnarrow.trialrows import (
     average_rows,
@@ -73,8 +65,6 @@ STACKS_FILE = "stacks.txt"  # in the workdir: of all threads, where a trial hung
 SHARDING_FILE = "sharding.json"  # in a run's folder: what was split, and what could not be
 LEAVE_WAIT_S = 120.0  # for the process of an earlier attempt to save and leave
 MAX_NAMED = 3  # arrays that a note names
-# Of programs that only apply a checkpoint.
-_NO_TRAINING = OptimizerConfig("adafactor", 1e-3, "constant")
 
 
 @dataclasses.dataclass
@@ -92,16 +82,6 @@ class Measured:
         start = time.monotonic()
         yield
         self.seconds[stage] = time.monotonic() - start
-
-
-@dataclasses.dataclass(frozen=True)
-class CellPrograms:
-    """The compiled programs that the seeds of one cell share."""
-
-    program: Program
-    finetunes: tuple[FineTuneProgram, ...]
-    peak_bytes: float | None
-    build_seconds: float
 
 
 class UnitRunner:
@@ -130,6 +110,7 @@ class UnitRunner:
         self.workdir, self.claim, self.deliver = workdir, claim, deliver
         self.progress, self.hosts, self._asked = progress, hosts, stop
         self._watchdog: Watchdog | None = None
+        self._built: tuple[str, CellPrograms | None] = "", None
         self.spread = spread_here(
             config, registry, data, [cell.trial for cell in cells.values()],
             slice_here(jax.devices()[0].device_kind, jax.device_count()))
@@ -152,7 +133,6 @@ class UnitRunner:
             return self._run_trials(unit)
 
     def _run_trials(self, unit: Unit) -> bool:
-        programs: CellPrograms | None = None
         for trial in unit.trials:
             if self.stop():
                 return False
@@ -160,8 +140,7 @@ class UnitRunner:
             attempt = self.claim(trial.key) if self.hosts.first else 0
             try:
                 with self._alone(trial):
-                    programs = programs or self._build(trial)
-                    record = self._run(trial, programs)
+                    record = self._run(trial, self._programs(trial))
             except Preempted:
                 return False
             except Exception as error:  # the trial fails, the study goes on
@@ -194,29 +173,20 @@ class UnitRunner:
             self.progress.note(f"note: {note}")
         return make_layout(shape, self.spread.sharding.rules) if shape.size > 1 else None
 
-    def _build(self, trial: Trial) -> CellPrograms:
-        began = time.monotonic()
-        data = self.data[trial.modality]
-        architecture = self.registry.architecture(trial.architecture)
-        planned = {"remat": remat} if (remat := self.spread.remats.get(trial.modality)) else {}
-        options = resolve_options(data.modality.options, {**trial.options, **planned}, "options")
-        shape, stage = trial.shape.shape, trial.protocol.fine_tune
-        model = make_model(data.modality, architecture, shape, options)
+    def _programs(self, trial: Trial) -> CellPrograms:
+        """The trial's programs: those of the trial before, where they can be shared."""
         steps = self.cells[trial.key].steps
-        split: dict[str, Any] = {"layout": self.layout,
-                                 "micro_batches": self.spread.sharding.micro_batches}
-        program = (make_program(model, trial.optimizer, steps, **split)
-                   if trial.checkpoint is None else make_program(model, _NO_TRAINING, 1, **split))
-        finetunes = () if stage is None else tuple(
-            make_finetune(data.modality, architecture, shape, options, together, stage, **split)
-            for together in _trained_together(stage, data.finetune_tasks))
-        self._say_whole(trial, program)
-        if trial.checkpoint is not None:
-            return CellPrograms(program, finetunes, None, time.monotonic() - began)
-        batch = next(eval_batches(data.upstream.train, trial.protocol.pretraining.batch_size))
-        check_metric(data.upstream.metric, metric_names(program, batch), trial.modality)
-        peak = step_bytes(program, batch)
-        return CellPrograms(program, finetunes, peak, time.monotonic() - began)
+        key, built = self._built
+        if built is not None and key == trial.programs:
+            return built.of(trial, steps)
+        self._built = "", None  # what is not needed any more goes before the next is built
+        built = build_programs(
+            trial, steps, self.data[trial.modality], self.registry, layout=self.layout,
+            remat=self.spread.remats.get(trial.modality),
+            micro_batches=self.spread.sharding.micro_batches)
+        self._say_whole(trial, built.program)
+        self._built = trial.programs, built
+        return built
 
     # --- stages -------------------------------------------------------------------------------
     def _run(self, trial: Trial, programs: CellPrograms) -> Record:
@@ -486,12 +456,6 @@ class UnitRunner:
             environment={**environment.describe(), "error": shorten(what, 500),
                          "bad_input": isinstance(error, InputError),
                          "traceback": str((directory / "error.txt").relative_to(self.workdir))})
-
-
-def _trained_together(stage: FineTune, tasks: Mapping[str, Task]) -> list[tuple[Task, ...]]:
-    """The tasks in groups that one model each is fine-tuned on."""
-    named = tuple(tasks[name] for name in stage.tasks)
-    return [named] if stage.mixture == "proportional" else [(task,) for task in named]
 
 
 def _stop_if(stop: bool) -> None:

@@ -113,6 +113,18 @@ class Trial:
         """The same of trials that differ in nothing but the seed."""
         return trial_key({**self.config(), "seed": None})
 
+    @property
+    def programs(self) -> str:
+        """The same of trials that can share compiled programs.
+
+        They may differ in seed, and in the rate and length of pre-training.
+        """
+        config = self.config()
+        optimizer = config["protocol"]["optimizer"] and {
+            **config["protocol"]["optimizer"], "learning_rate": None}
+        protocol = {**config["protocol"], "optimizer": optimizer, "budget": None, "tune": None}
+        return trial_key({**config, "seed": None, "try": None, "protocol": protocol})
+
     def tuned_facts(self) -> dict[str, Any]:
         """What another process must be told of tuning to run this, JSON-able; mostly nothing."""
         if self.is_try:

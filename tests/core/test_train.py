@@ -81,7 +81,7 @@ def test_gradient_is_that_of_the_mean_loss_plus_aux_loss():
     program = make_program(linear_model(), constant(1e-3), 10)
     batch = {"x": np.float32([1, 2, 5]), "y": np.float32([3, 3, 0]),
              "example_mask": np.float32([1, 1, 0])}
-    state, metrics = program.step(program.start({"w": jnp.float32(2.0)}), batch, 0)
+    state, metrics = program.step(program.start({"w": jnp.float32(2.0)}), batch, program.args(0))
     # loss = ((2 - 3)^2 + (4 - 3)^2) / 2 = 1; d/dw = (2*(-1)*1 + 2*1*2) / 2 + 0.5 * 2 = 2
     np.testing.assert_allclose(metrics["loss"], (2.0, 2.0))
     np.testing.assert_allclose(metrics["grad_norm"], (2.0, 1.0))
@@ -100,10 +100,10 @@ def test_randomness_depends_on_seed_and_step():
         state = program.init(seed)
         seen[seed, "init"] = float(state.params["w"])
         for step in range(3):
-            state, metrics = program.step(state, batch, seed)
+            state, metrics = program.step(state, batch, program.args(seed))
             seen[seed, step] = float(metrics["noise"][0])
     assert len(set(seen.values())) == 12
-    state, metrics = program.step(program.init(1), batch, 1)
+    state, metrics = program.step(program.init(1), batch, program.args(1))
     assert float(metrics["noise"][0]) == seen[1, 0]
 
 
@@ -111,7 +111,7 @@ def test_a_batch_of_padding_only_changes_nothing_but_aux_loss():
     program = make_program(linear_model(), constant(1e-3), 10)
     batch = {"x": np.ones(2, np.float32), "y": np.ones(2, np.float32),
              "example_mask": np.zeros(2, np.float32)}
-    state, metrics = program.step(program.start({"w": jnp.float32(2.0)}), batch, 0)
+    state, metrics = program.step(program.start({"w": jnp.float32(2.0)}), batch, program.args(0))
     assert bool(state.finite)
     np.testing.assert_allclose(metrics["grad_norm"][0], 1.0)
 
@@ -121,12 +121,12 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_the_last(bad):
     program = make_program(linear_model(), constant(1e-3), 10)
     good = {"x": np.ones(2, np.float32), "y": np.ones(2, np.float32),
             "example_mask": np.ones(2, np.float32)}
-    state, _ = program.step(program.init(0), good, 0)
+    state, _ = program.step(program.init(0), good, program.args(0))
     before = fingerprint(state[:3])
-    state, metrics = program.step(state, good | {"x": np.float32([1, bad])}, 0)
+    state, metrics = program.step(state, good | {"x": np.float32([1, bad])}, program.args(0))
     assert float(metrics["finite"][0]) == 0.0
     assert fingerprint(state[:3]) == before
-    state, metrics = program.step(state, good, 0)
+    state, metrics = program.step(state, good, program.args(0))
     assert float(metrics["finite"][0]) == 0.0
     assert fingerprint(state[:3]) == before
 
@@ -140,7 +140,7 @@ def test_the_moving_average_is_that_of_the_params_after_each_update():
              "example_mask": np.ones(2, np.float32)}
     assert float(state.eval_params["w"]) == 50.0
     for step in range(1, 7):
-        state, _ = program.step(state, batch, 0)
+        state, _ = program.step(state, batch, program.args(0))
         seen.append(float(state.params["w"]))
         weights = decay ** np.arange(step)[::-1]
         np.testing.assert_allclose(state.ema["w"], np.average(seen, weights=weights), rtol=1e-6)
@@ -168,7 +168,7 @@ def test_the_moving_average_stays_finite(bad):
     program = make_program(linear_model(), OptimizerConfig("adamw", 0.1, "constant",
                                                            ema_decay=0.5), 10)
     batch = {"x": np.float32([bad]), "y": np.float32([1]), "example_mask": np.float32([1])}
-    state, _ = program.step(program.init(0), batch, 0)
+    state, _ = program.step(program.init(0), batch, program.args(0))
     assert np.isfinite(state.ema["w"])
 
 
@@ -236,6 +236,25 @@ def test_seeds_and_steps_share_one_compiled_program(model, upstream):
         train(program, upstream.train, seed=seed, batch_size=8, run=RUN)
     assert program.step._cache_size() == 1
     assert program.init._cache_size() == 1
+
+
+def test_learning_rates_and_lengths_share_one_compiled_program(model, upstream):
+    """And give what programs of their own give."""
+    shared = make_program(model, ADAMW, STEPS)
+    for rate, steps in ((ADAMW.learning_rate, STEPS), (2e-3, STEPS), (2e-3, STEPS + 3)):
+        optimizer = dataclasses.replace(ADAMW, learning_rate=rate)
+        options = {"seed": 0, "batch_size": 8, "run": RUN}
+        found = train(shared.at(optimizer, steps), upstream.train, **options)
+        alone = train(make_program(model, optimizer, steps), upstream.train, **options)
+        assert found.steps == steps
+        assert fingerprint(found.state) == fingerprint(alone.state)
+    assert shared.step._cache_size() == 1
+
+
+def test_a_program_refuses_a_length_that_its_schedule_does_not_fit(model):
+    program = make_program(model, dataclasses.replace(ADAMW, warmup_steps=3), STEPS)
+    with pytest.raises(InputError, match="warmup_steps"):
+        program.at(dataclasses.replace(ADAMW, warmup_steps=3), 2)
 
 
 def test_start_copies_the_params(program, upstream):

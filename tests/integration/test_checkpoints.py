@@ -2,20 +2,17 @@
 
 import dataclasses
 import json
-import types
 
 import jax
 import numpy as np
 import pytest
 import toy
 
-from deepnarrow import hookimpl
 from deepnarrow.assemble import make_model
 from deepnarrow.cli import main
 from deepnarrow.config import CheckpointSource, ModalityStudy, StudyConfig, load_config
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.foreign import import_checkpoint
-from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol
 from deepnarrow.store import Store
 from deepnarrow.study import dry_run, run_study
@@ -30,19 +27,7 @@ TRANSFER = Protocol(
 
 @pytest.fixture(scope="module")
 def registry():
-    plugin = types.ModuleType("toy_plugin")
-
-    @hookimpl
-    def deepnarrow_register_modalities():
-        return [toy.toy_modality()]
-
-    @hookimpl
-    def deepnarrow_register_architectures():
-        return [toy.toy_architecture()]
-
-    vars(plugin).update(deepnarrow_register_modalities=deepnarrow_register_modalities,
-                        deepnarrow_register_architectures=deepnarrow_register_architectures)
-    return load_plugins([], extra=[plugin])
+    return toy.toy_registry()
 
 
 @pytest.fixture(autouse=True)

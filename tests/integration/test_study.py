@@ -211,16 +211,16 @@ def test_stopped_anywhere_and_run_again_ends_with_the_same_records(
 def test_a_cell_that_fails_is_recorded_and_retried_and_the_study_goes_on(
     tmp_path, registry, monkeypatch
 ):
-    import deepnarrow.trial
+    import deepnarrow.programs
 
-    real = deepnarrow.trial.make_model
+    real = deepnarrow.programs.make_model
 
     def make_model(modality, architecture, shape, options):
         if shape.d_ff == 64:
             raise RuntimeError("planted")
         return real(modality, architecture, shape, options)
 
-    monkeypatch.setattr(deepnarrow.trial, "make_model", make_model)
+    monkeypatch.setattr(deepnarrow.programs, "make_model", make_model)
     config = make_config(seeds=(0,))
     summary = run_study(config, tmp_path, registry)
     assert dict(summary.counts) == {"done": 2, "failed": 1}
@@ -244,7 +244,7 @@ def test_a_study_whose_every_trial_failed_says_so_by_its_exit_code(
     def make_model(modality, architecture, shape, options):
         raise error
 
-    monkeypatch.setattr("deepnarrow.trial.make_model", make_model)
+    monkeypatch.setattr("deepnarrow.programs.make_model", make_model)
     summary = run_study(make_config(seeds=(0,)), tmp_path, registry)
     assert (dict(summary.counts), summary.exit_code) == ({"failed": 3}, code)
 

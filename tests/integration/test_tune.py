@@ -3,19 +3,16 @@
 import csv
 import dataclasses
 import math
-import types
 
 import pytest
 import toy
 
-from deepnarrow import hookimpl
 from deepnarrow import trial as module
 from deepnarrow.config import ModalityStudy, StudyConfig
 from deepnarrow.errors import InputError, Preempted
 from deepnarrow.export import flat_rows
 from deepnarrow.launch.orders import read_order, write_order
 from deepnarrow.merge import merge_into_archive, merge_into_workdir
-from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import Budget, FewShot, OptimizerConfig, Protocol, RunOptions, Tune
 from deepnarrow.records import reported
 from deepnarrow.report.page import write_files
@@ -36,20 +33,7 @@ ADAMW = OptimizerConfig("adamw", 3e-3, "cosine", warmup_steps=5)
 
 @pytest.fixture(scope="module")
 def registry():
-    plugin = types.ModuleType("toy_plugin")
-
-    @hookimpl
-    def deepnarrow_register_modalities():
-        return [toy.toy_modality()]
-
-    @hookimpl
-    def deepnarrow_register_architectures():
-        return [toy.toy_architecture()]
-
-    vars(plugin).update(
-        deepnarrow_register_modalities=deepnarrow_register_modalities,
-        deepnarrow_register_architectures=deepnarrow_register_architectures)
-    return load_plugins([], extra=[plugin])
+    return toy.toy_registry()
 
 
 @pytest.fixture(autouse=True)
@@ -235,16 +219,16 @@ def test_a_rate_that_diverges_is_the_worst_and_where_all_do_the_trials_fail(tmp_
 
 def test_a_try_that_fails_fails_its_trials_and_is_tried_again(tmp_path, registry, monkeypatch):
     config = make_config(Tune((1e-3, 1e-2), (1000,), fraction=0.5))
-    calls, built = [], module.make_program
+    calls, real = [], module.train
 
     def broken(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
             raise RuntimeError("planted")
-        return built(*arguments, **options)
+        return real(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "make_program", broken)
+        patched.setattr(module, "train", broken)
         assert run_study(config, tmp_path, registry).exit_code == 1
     (trial,), _ = records(tmp_path)
     assert trial.status == "failed"
@@ -253,6 +237,22 @@ def test_a_try_that_fails_fails_its_trials_and_is_tried_again(tmp_path, registry
     assert dict(run_study(config, tmp_path, registry).counts) == {"done": 1}
     with Store(tmp_path / "records.sqlite", read_only=True) as store:
         assert sorted(store.attempts().values()) == [1, 2, 2]  # the good try once
+
+
+def test_tries_and_trials_of_a_shape_share_its_compiled_step(tmp_path, registry, monkeypatch):
+    steps, real = [], module.build_programs
+
+    def build(*arguments, **options):
+        built = real(*arguments, **options)
+        steps.append(built.program.step)
+        return built
+
+    monkeypatch.setattr(module, "build_programs", build)
+    run_study(make_config(seeds=(0, 1)), tmp_path, registry)
+    trials, tries = records(tmp_path)
+    assert (len(trials), len(tries)) == (2, 3)
+    # One executable from the one call that asked for the step's memory, and one that trained.
+    assert [step._cache_size() for step in steps] == [1]
 
 
 def test_a_dry_run_counts_the_tries(registry):

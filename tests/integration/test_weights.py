@@ -3,20 +3,17 @@
 import hashlib
 import json
 import shutil
-import types
 
 import jax
 import numpy as np
 import pytest
 import toy
 
-from deepnarrow import hookimpl
 from deepnarrow.assemble import make_model
 from deepnarrow.checkpoint import Checkpointer
 from deepnarrow.errors import InputError
 from deepnarrow.files import new_path
 from deepnarrow.foreign import checked_file, export_checkpoint, find_format, import_checkpoint
-from deepnarrow.plugins import load_plugins
 from deepnarrow.rundir import load_params, read_run, shape_name
 
 TINY = toy.toy_modality().presets["tiny"].shape
@@ -24,19 +21,7 @@ TINY = toy.toy_modality().presets["tiny"].shape
 
 @pytest.fixture(scope="module")
 def registry():
-    plugin = types.ModuleType("toy_plugin")
-
-    @hookimpl
-    def deepnarrow_register_modalities():
-        return [toy.toy_modality()]
-
-    @hookimpl
-    def deepnarrow_register_architectures():
-        return [toy.toy_architecture()]
-
-    vars(plugin).update(deepnarrow_register_modalities=deepnarrow_register_modalities,
-                        deepnarrow_register_architectures=deepnarrow_register_architectures)
-    return load_plugins([], extra=[plugin])
+    return toy.toy_registry()
 
 
 @pytest.fixture(scope="module")

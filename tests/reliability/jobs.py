@@ -16,10 +16,8 @@ import numpy as np
 import toy
 
 import deepnarrow.report
-from deepnarrow import hookimpl
 from deepnarrow.config import ModalityStudy, StudyConfig
 from deepnarrow.errors import InputError, Preempted
-from deepnarrow.plugins import load_plugins
 from deepnarrow.protocol import (
     Budget,
     FewShot,
@@ -151,25 +149,9 @@ def disk_full(folder):
 
 def toy_registry(observer=None):
     """The toy as a plugin; `observer(info)` is told of every logged step."""
-    plugin = types.ModuleType("toy_plugin")
-
-    @hookimpl
-    def deepnarrow_register_modalities():
-        return [toy.toy_modality()]
-
-    @hookimpl
-    def deepnarrow_register_architectures():
-        return [toy.toy_architecture()]
-
-    vars(plugin).update(deepnarrow_register_modalities=deepnarrow_register_modalities,
-                        deepnarrow_register_architectures=deepnarrow_register_architectures)
-    if observer is not None:
-        @hookimpl
-        def deepnarrow_step_end(info):
-            observer(info)
-
-        vars(plugin).update(deepnarrow_step_end=deepnarrow_step_end)
-    return load_plugins([], extra=[plugin])
+    if observer is None:
+        return toy.toy_registry()
+    return toy.toy_registry(deepnarrow_step_end=lambda info: observer(info))
 
 
 def toy_config(seeds=(0,), steps=STEPS, transfer=True, **run):
@@ -247,6 +229,7 @@ PHASES = ("compile", "train", "evaluation", "save", "few_shot", "fine_tune")
 def signalled(workdir, phase, marker):
     """Runs the study, and writes `marker` when it comes by `phase`, where the test signals it."""
     import deepnarrow.checkpoint
+    import deepnarrow.programs
     import deepnarrow.train
     import deepnarrow.transfer.fewshot
     import deepnarrow.trial
@@ -264,7 +247,7 @@ def signalled(workdir, phase, marker):
         return marked
 
     if phase == "compile":
-        deepnarrow.trial.make_model = mark(deepnarrow.trial.make_model)
+        deepnarrow.programs.make_model = mark(deepnarrow.programs.make_model)
     elif phase == "train":
         deepnarrow.train._Loop.write_log = mark(deepnarrow.train._Loop.write_log)
     elif phase == "evaluation":

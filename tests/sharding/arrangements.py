@@ -88,12 +88,12 @@ def warmed(state):
 
 def step(program, state, batch):
     """The state after one step, its metrics, and the bytes of the compiled step's arguments."""
-    seed = np.int32(0)
-    lowered = program.step.lower(abstract_state(program), abstract_batch(program, batch), seed)
+    args = program.args(0)
+    lowered = program.step.lower(abstract_state(program), abstract_batch(program, batch), args)
     compiled = lowered.compile()
     if program.shardings is not None:
         state = jax.device_put(state, program.shardings)
-    state, metrics = compiled(state, program.put(batch), seed)
+    state, metrics = compiled(state, program.put(batch), args)
     return state, metrics, compiled.memory_analysis().argument_size_in_bytes
 
 
@@ -162,7 +162,7 @@ def large_parameters(modality, shape, settings, preset, mesh):
     batch = {name: jax.ShapeDtypeStruct((BATCH, *spec.shape), spec.dtype)
              for name, spec in cell.step.arrays.items()}
     state = abstract_state(program)
-    compiled = program.step.lower(state, abstract_batch(program, batch), np.int32(0)).compile()
+    compiled = program.step.lower(state, abstract_batch(program, batch), program.args(0)).compile()
     entry = re.search(r"entry_computation_layout=\{\((.*?)\)->", compiled.as_text()).group(1)
     taken = [tuple(map(int, filter(None, dims.split(","))))
              for dims in re.findall(r"\b[a-z]+[0-9]*\[([0-9,]*)\]", entry)]

@@ -110,7 +110,6 @@ def compile_choice(
 def lower_choice(cell: Cell, topology: Topology, choice: Choice) -> jax.stages.Lowered:
     """Traces and lowers the train step for the slice's devices."""
     import jax
-    import numpy as np
 
     from deepnarrow.sharding import make_layout
     from deepnarrow.step import abstract_batch, abstract_state, make_program
@@ -123,8 +122,8 @@ def lower_choice(cell: Cell, topology: Topology, choice: Choice) -> jax.stages.L
     batch = {name: jax.ShapeDtypeStruct((cell.step.batch_size, *spec.shape), spec.dtype)
              for name, spec in cell.step.arrays.items()}
     step: Any = program.step
-    return step.trace(abstract_state(program), abstract_batch(program, batch), np.int32(0)).lower(
-        lowering_platforms=("tpu",))
+    arguments = abstract_state(program), abstract_batch(program, batch), program.args(0)
+    return step.trace(*arguments).lower(lowering_platforms=("tpu",))
 
 
 def devices(topology: Topology) -> list[Any]:

@@ -18,7 +18,7 @@ from deepnarrow.mesh import MeshShape
 from deepnarrow.modality import LossOutput, Model
 from deepnarrow.protocol import OptimizerConfig, RunOptions
 from deepnarrow.sharding import Layout, make_layout, place, put_batch, traced_in
-from deepnarrow.step import Program, TrainState, make_program, train_step
+from deepnarrow.step import Program, StepArgs, TrainState, make_program, train_step
 from deepnarrow.testing.subject import BATCH_SIZE, RTOL, Subject, expect, leaves_by_path, name_of
 from deepnarrow.train import train
 
@@ -52,7 +52,7 @@ def check_step_compiles_once(subject: Subject) -> None:
     state, traced = program.init(np.int32(0)), []
     with TrainStream(subject.upstream.train, seed=0, batch_size=BATCH_SIZE) as stream:
         for _ in range(3):
-            state, _ = program.step(state, next(stream), np.int32(0))
+            state, _ = program.step(state, next(stream), program.args(0))
             traced.append(len(calls))
     expect(traced[0] == traced[-1], "the second step is compiled anew; init must return strongly "
            "typed float32 (jnp.full(shape, x, jnp.float32)), and load the same types every time")
@@ -109,13 +109,15 @@ def _gradients(
     model, params, batch = subject.model, subject.params, subject.batch
     optimizer = optax.trace(decay=0.0)  # its state is the gradient
     step = functools.partial(
-        train_step, model=model, optimizer=optimizer, ema_decay=0.0, micro_batches=micro_batches,
+        train_step, model=model, ema_decay=0.0, micro_batches=micro_batches,
+        optimizer=lambda *_: optimizer,
         trained=jax.tree.map(lambda _: True, params))
     if layout is not None:
         step = traced_in(layout, step)
         params = jax.device_put(params, place(model.param_axes, params, layout)[0])
         batch = put_batch(layout, {**batch})
     state = TrainState(jnp.int32(0), params, optimizer.init(params), jnp.bool_(True), None)
-    found, _ = jax.jit(step)(state, batch, np.int32(0))
+    args = StepArgs(np.int32(0), np.float32(1.0), np.int32(1))
+    found, _ = jax.jit(step)(state, batch, args)
     return {path: np.asarray(leaf) for path, leaf in leaves_by_path(
         found.opt_state.trace).items()}
