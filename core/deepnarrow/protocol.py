@@ -197,6 +197,11 @@ class OptimizerConfig:
             raise InputError("optimizer", f"timescale does not go with {self.schedule}",
                              got=self.timescale, hint="leave it out, or take rsqrt")
 
+    @property
+    def ends(self) -> bool:
+        """Whether the rate at a step depends on how many there are in all."""
+        return self.schedule in ENDS_AT_ZERO or self.cooldown_steps > 0
+
     def check_steps(self, where: str, total_steps: int) -> None:
         """Raises `InputError` unless warm-up and cool-down fit training of `total_steps`."""
         if self.warmup_steps >= total_steps:

@@ -135,8 +135,10 @@ def compare(modality, optimizer, cases):
             "state_bytes": sum(int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize for x, s in
                                zip(jax.tree.leaves(abstract_state(program)),
                                    jax.tree.leaves(program.shardings), strict=True)),
-            # `example_id` is for people; jit drops what the step does not read, and so the seed of
-            # a step without dropout.
+            # jit drops what the step does not read: the seed without dropout, and the number of
+            # steps where the rate does not depend on it.
+            "number_bytes": 4 * (1 + optimizer.ends),
+            # `example_id` is for people.
             "batch_bytes": sum(x.nbytes for name, x in batch.items()
                                if name != "example_id") // layout.shape.batch_ways,
             "placed": all(x.sharding == s for x, s in

@@ -49,7 +49,8 @@ def test_a_step_equals_one_device(row, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_arguments_are_the_parts_and_no_more(row, case):
-    assert row["argument_bytes"] == row["state_bytes"] + row["batch_bytes"]
+    assert row["argument_bytes"] == (
+        row["state_bytes"] + row["batch_bytes"] + row["number_bytes"])
     assert row["state_bytes"] >= row["param_bytes"] * (3 if "adamw" in case else 1)
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from deepnarrow.cli.hugepages import restart_with_huge_pages
 from deepnarrow.cli.output import Output, write
 from deepnarrow.cli.parser import parse
 from deepnarrow.errors import InputError, InputErrors, Preempted, shorten
@@ -26,6 +27,8 @@ MAX_MESSAGE = 4000
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; the installed `deepnarrow` is this function."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        restart_with_huge_pages(arguments)
     # Until a study has its own handlers, a scheduler's SIGTERM ends a command as Ctrl-C does; a
     # shell's background job starts with SIGINT ignored.
     previous = {number: signal.signal(number, signal.default_int_handler)

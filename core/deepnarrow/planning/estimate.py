@@ -12,7 +12,7 @@ from deepnarrow.mesh import MeshShape, find_rules
 from deepnarrow.modality import Costs
 from deepnarrow.planning.hlo import Collective
 from deepnarrow.planning.memory import Memory, temporary_bytes
-from deepnarrow.planning.state import argument_bytes, batch_arrays, state_arrays
+from deepnarrow.planning.state import argument_bytes, batch_arrays, number_arrays, state_arrays
 from deepnarrow.planning.topology import Topology
 from deepnarrow.planning.traffic import Remat, Work, expected_collectives
 from deepnarrow.protocol import OptimizerConfig
@@ -131,7 +131,8 @@ def estimate(step: Step, topology: Topology, choice: Choice) -> Estimate:
     average = bool(step.optimizer.ema_decay)
     arguments = argument_bytes(itertools.chain(
         state_arrays(costs, step.optimizer.name, rules, mesh, average=average),
-        batch_arrays(step.arrays, step.batch_size, rules, mesh)), topology.generation.min_rows)
+        batch_arrays(step.arrays, step.batch_size, rules, mesh),
+        number_arrays(step.optimizer)), topology.generation.min_rows)
     temporaries = temporary_bytes(work, step.costs["none"], step.arrays, average)
     memory = Memory(sum(arguments.values()), sum(temporaries.values()), NUM_SCALARS * SCALAR_BYTES,
                     {**arguments, **temporaries})

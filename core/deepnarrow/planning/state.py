@@ -22,6 +22,7 @@ from deepnarrow.mesh import (
     spec_of,
 )
 from deepnarrow.modality import Axes, Costs, ParamArray
+from deepnarrow.protocol import OptimizerConfig
 from deepnarrow.stepspec import ArraySpec
 
 LANES, SUBLANES = 128, 8  # a tile of 32-bit numbers
@@ -126,6 +127,11 @@ def batch_arrays(
         axes = ("batch", *[None] * len(spec.shape))
         local = shard_shape(shape, spec_of(axes, shape, rules, mesh), mesh)
         yield StateArray("batch", shape, local, spec.item_bytes)
+
+
+def number_arrays(optimizer: OptimizerConfig) -> Iterator[StateArray]:
+    """Yields what a step reads of `step.StepArgs`, without dropout: the seed is left out then."""
+    yield from [StateArray("numbers", (), ())] * (1 + optimizer.ends)  # peak rate, total steps
 
 
 def argument_bytes(arrays: Iterator[StateArray], min_rows: int = MIN_ROWS) -> dict[str, int]:
