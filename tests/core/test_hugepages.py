@@ -22,7 +22,7 @@ def restarted(monkeypatch, tmp_path):
     return calls
 
 
-@pytest.mark.parametrize("command", ["study", "train", "worker"])
+@pytest.mark.parametrize("command", ["study", "train", "check"])
 def test_it_starts_the_same_program_with_the_same_arguments(command, restarted, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "/bin/deepnarrow", command, "a"])
     hugepages.restart_with_huge_pages([command, "a"])

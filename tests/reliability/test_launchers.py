@@ -227,6 +227,30 @@ def test_a_worker_without_signs_of_life_is_ended(session, tmp_path):
     assert (outcome, what.startswith("showed no sign of life")) == ("failed", True)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processors cannot be given here")
+def test_workers_have_processors_of_their_own_which_the_next_ones_get(tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    def sleeper(order):
+        return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(local, "start_worker", sleeper)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7, 8})
+    given = {}
+    monkeypatch.setattr(os, "sched_setaffinity", given.__setitem__)
+    engine = local.local_engine(2, 1e9, tmp_path)
+    first, second = engine.start([None, None], [0, 0])
+    assert sorted(map(sorted, given.values())) == [[3, 7], [5, 8]]
+    engine.kill(first)
+    assert engine.poll(first)[0] == "failed"
+    (third,) = engine.start([None], [0])
+    assert given[third.pid] == given[first.pid]
+    for process in (second, third):
+        engine.kill(process)
+    assert local.processor_shares(5) == []  # fewer processors than workers: as the system does
+
+
 @pytest.mark.parametrize(("text", "message"), [
     (None, "cannot be read"), ("{", "is no JSON"), ("[" * 100_000, "is no JSON"),
     ("{}", "is no order"), ('{"workdir": "w", "attempts": {"k": true}}', "is no order"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 TUNABLES, HUGE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 # Commands that run a model.
-COMMANDS = ("study", "train", "transfer", "probe", "worker", "check")
+COMMANDS = ("study", "train", "transfer", "probe", "check")
 FIRST_GLIBC = (2, 35)
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

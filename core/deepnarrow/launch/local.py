@@ -1,11 +1,13 @@
 """The launcher `local`: a process a unit on this machine, `launch.workers` at once.
 
-No more run together than memory holds by their estimates; one always may. A worker that is stopped,
-or holds Python's lock for ever, shows no sign of life and is ended from here.
+No more run together than memory holds by their estimates; one always may. Each has processors of
+its own: small models use one better than two (docs/benchmarks.md). A worker that is stopped, or
+holds Python's lock for ever, shows no sign of life and is ended from here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -37,15 +39,24 @@ def local_engine(
     workers: int, memory: float, workdir: Path, silent_s: float = SILENT_S
 ) -> Engine:
     """Returns the engine of `workers` processes that together need at most `memory` bytes."""
+    free = processor_shares(workers)
+    taken: dict[int, set[int]] = {}
 
     def start(orders: Sequence[Order], memories: Sequence[int]) -> list[subprocess.Popen[bytes]]:
         del memories  # admitted by `fits`
-        return [start_worker(order) for order in orders]
+        processes = [start_worker(order) for order in orders]
+        for process in processes if free else ():
+            taken[process.pid] = free.pop()
+            # At once, before it has threads: they inherit it, and XLA counts what it may use.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, taken[process.pid])
+        return processes
 
     def poll(process: subprocess.Popen[bytes]) -> tuple[Outcome, str] | None:
         code = process.poll()
         if code is not None:
             _let_go(process)
+            free.extend([taken.pop(process.pid)] if process.pid in taken else [])
             return outcome_of(code)
         try:
             silence = time.time() - state_file(workdir, pid=process.pid).stat().st_mtime
@@ -54,10 +65,19 @@ def local_engine(
         if silence < silent_s:
             return None
         kill(process)
+        free.extend([taken.pop(process.pid)] if process.pid in taken else [])
         return "failed", f"showed no sign of life for {silence:.0f} s"
 
     return Engine(start, poll, stop=lambda process: process.terminate(), kill=kill,
                   fits=_admission(workers, memory))
+
+
+def processor_shares(workers: int) -> list[set[int]]:
+    """Returns each worker's processors; nothing where there are fewer, or they cannot be given."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cpus = sorted(os.sched_getaffinity(0))
+    return [set(cpus[i::workers]) for i in range(workers)] if len(cpus) >= workers else []
 
 
 def _admission(workers: int, memory: float) -> Callable[[int, Sequence[int]], bool]:
