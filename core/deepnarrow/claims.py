@@ -358,12 +358,21 @@ class Claims:
     regions: Regions
 
 
-def claims_of(table: Table, front: Front, margin: float = MARGIN) -> Claims | None:
+def claims_of(
+    table: Table, front: Front, margin: float = MARGIN, reference: str | None = None
+) -> Claims | None:
     """Returns the claims of one plane of `table`; None for one machine's share of step times, and
     where nothing has a finite cost and quality.
 
+    Args:
+      table: rows of the front's domain, and perhaps of others.
+      front: the plane.
+      margin: what still counts as equal, in units of the quality.
+      reference: pattern of the baselines, see `operators.family_of`.
+
     Raises:
-      InputError: a cost is not positive, or there are more than `MAX_SHAPES` shapes.
+      InputError: a cost is not positive, `reference` matches nothing, or there are more than
+        `MAX_SHAPES` shapes.
     """
     if front.machine or not front.points:
         return None
@@ -371,7 +380,8 @@ def claims_of(table: Table, front: Front, margin: float = MARGIN) -> Claims | No
         raise InputError("claims", "are made of fewer shapes", got=len(front.points),
                          expected=f"<= {MAX_SHAPES} in one domain")
     rows = select(table, table.domain == front.modality)
-    family = family_of(rows, front.modality, front.cost, front.quality, front.direction)
+    family = family_of(rows, front.modality, front.cost, front.quality, front.direction,
+                       reference)
     draws = min(DRAWS, DRAWS * MANY_SHAPES // len(family.names))
     return Claims(front.modality, front.cost, front.quality, matches(family, margin),
                   savings(family, draws=draws), gains(family, draws), depth_limits(family, draws),

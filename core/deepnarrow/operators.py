@@ -103,11 +103,11 @@ def family_of(
     is_reference = np.array([one == "" for one in operators], dtype=bool)
     curve = FAMILY
     if reference is not None:
-        is_reference = _matching(reference, shapes.names, "--reference")
+        is_reference = matching(reference, shapes.names, "--reference")
     elif is_reference.all() or not is_reference[known].any():
         is_reference[:], curve = True, ALL_SHAPES
         operators = [one or name for one, name in zip(operators, shapes.names, strict=True)]
-    is_deep = (_matching(deep, shapes.names, "--deep") if deep is not None else
+    is_deep = (matching(deep, shapes.names, "--deep") if deep is not None else
                _deep(fields, places, is_reference, bases, operators, shapes.names))
     return Family(
         domain=domain, names=_at(shapes.names, known), base=_at(bases, known),
@@ -128,7 +128,12 @@ def _pick(scores: SeedValues, places: np.ndarray) -> SeedValues:
                       scores.sd[places], scores.n[places])
 
 
-def _matching(pattern: str, names: Sequence[str], flag: str) -> np.ndarray:
+def matching(pattern: str, names: Sequence[str], flag: str) -> np.ndarray:
+    """[names] True for those that one of `PATTERN,...` (`fnmatch`, of `flag`) matches.
+
+    Raises:
+      InputError: none matches.
+    """
     found = np.array([any(fnmatch.fnmatchcase(name, one) for one in pattern.split(","))
                       for name in names], dtype=bool)
     if not found.any():

@@ -18,6 +18,10 @@ COSTS = (
     "params_total", "params_non_embedding", "flops_forward_per_example", "flops_train_total",
     "tokens_seen", "step_time_s", "peak_bytes", "chip_hours",
 )
+# Shown beside parameters outside embeddings: a table of embeddings shrinks with d_model.
+TOTAL_PARAMS = "params_total"
+# What pre-training is judged by where nothing else is asked for.
+UPSTREAM_LOSS = "upstream/loss"
 # `tuning`: the learning rate that was chosen and the tries' losses (tuning.py); no quality.
 Stage = Literal["upstream", "few_shot", "fine_tune", "tuning"]
 # What a transfer number was measured on: the pre-trained model; a network of the same shape with

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 import math
 import random
@@ -13,6 +15,10 @@ from typing import Any
 import pytest
 
 from deepnarrow import cli
+from deepnarrow.cli.analysis import load_records
+from deepnarrow.recordfile import write_archive
+from deepnarrow.store import Store
+from tests.core.test_report import both, small
 
 
 @pytest.fixture
@@ -233,6 +239,58 @@ def test_the_commands_import_no_jax(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True,
                               text=True, timeout=120)
         assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]"), done.stderr
+
+
+@pytest.fixture
+def study(tmp_path):
+    """One study as a workdir and as an archive, with a try, which nothing reports."""
+    records = [small(record) for record in both()]
+    records.append(dataclasses.replace(
+        records[0], key="try", seed=100, config={"try": True}, metrics=records[-1].metrics))
+    workdir, archive = tmp_path / "study", tmp_path / "study.jsonl.gz"
+    workdir.mkdir()
+    with Store(workdir / "records.sqlite") as store:
+        store.add_all(records)
+    write_archive(records, archive)
+    return str(workdir), str(archive)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["pareto", "--cost", "params"], ["compare", "--cost", "params", "--reference", "tiny,mini"],
+    ["fit", "--domain", "text_t5", "--form", "power", "--x", "params", "--y", "upstream/loss"]])
+def test_an_archive_reads_as_its_workdir_does(run, study, arguments):
+    command, *rest = arguments
+    first, second = (run(command, source, *rest, "--json") for source in study)
+    assert first[0] == 0, first[2]
+    assert first == second
+
+
+def test_a_report_takes_an_archive_for_records(refused, study, tmp_path):
+    workdir, archive = study
+    assert load_records([archive]) == load_records([workdir])
+    [line] = refused("report", archive, "--out", str(tmp_path / "x"), "--cost", "params")
+    assert "a CSV or Parquet file among the sources" in line
+    spoilt = tmp_path / "spoilt.jsonl.gz"
+    spoilt.write_bytes(Path(archive).read_bytes()[:-9])
+    assert "archive" in refused("report", str(spoilt), "--out", str(tmp_path / "x"))[0]
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_report_compares_with_the_reference_family_that_is_named(run, refused, study, tmp_path):
+    pattern, out = "tiny,mini,tiny-nl4", tmp_path / "page"
+    assert run("report", study[1], "--out", str(out), "--reference", pattern)[0] == 0
+    _, text, _ = run("compare", study[1], "--cost", "params", "--reference", pattern, "--json")
+    with (out / "effects.csv").open(newline="") as file:
+        shown = {(row["domain"], row["operator"]): float(row["effect"])
+                 for row in csv.DictReader(file) if row["stage"] == "upstream"}
+    assert shown == {(one["domain"], one["operator"]): pytest.approx(one["estimate"])
+                     for one in json.loads(text)["effects"]}
+    assert "nl+" not in {operator for _, operator in shown}  # one of the family, so no operator's
+    with (out / "matches.csv").open(newline="") as file:
+        assert {row["baseline"] for row in csv.DictReader(file)} <= set(pattern.split(","))
+    [line] = refused("report", study[1], "--out", str(tmp_path / "y"), "--reference", "none*")
+    assert line.startswith("error: --reference: matches no shape")
+    assert not (tmp_path / "y").exists()
 
 
 @pytest.mark.parametrize(("text", "expected"), [

@@ -14,6 +14,7 @@ from deepnarrow.cli import claims
 from deepnarrow.cli.output import Output
 from deepnarrow.cli.parser import number
 from deepnarrow.errors import InputError, shorten
+from deepnarrow.recordfile import SUFFIX
 from deepnarrow.records import Record
 
 if TYPE_CHECKING:
@@ -24,17 +25,22 @@ if TYPE_CHECKING:
 
 
 def load_records(sources: Sequence[str]) -> list[Record]:
-    """Returns the records of the studies in `sources`, which are workdirs.
+    """Returns the records of the studies in `sources`: workdirs, and archives NAME.jsonl.gz.
 
     Raises:
-      InputError: a source is no workdir, or is given twice.
+      InputError: a source is neither, or is given twice.
     """
     _refuse_twice(sources)
-    return [record for source in sources for record in _workdir_records(source)]
+    return [record for source in sources for record in _records_of(source)]
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is a file with rows, not with records."""
+    return Path(source).is_file() and not source.endswith(SUFFIX)
 
 
 def load_table(sources: Sequence[str], by: str | None = None) -> Table:
-    """Returns the rows of `sources`: workdirs of studies, and CSV and Parquet files.
+    """Returns the rows of `sources`: workdirs and archives of studies, CSV and Parquet files.
 
     Args:
       sources: paths.
@@ -47,8 +53,8 @@ def load_table(sources: Sequence[str], by: str | None = None) -> Table:
     from deepnarrow.tablefile import read_table
 
     _refuse_twice(sources)
-    files = [source for source in sources if Path(source).is_file()]
-    records = [r for s in sources if s not in files for r in _workdir_records(s)]
+    files = [source for source in sources if is_table(source)]
+    records = [r for s in sources if s not in files for r in _records_of(s)]
     tables = [read_table(source, by) for source in files]
     tables += [from_records(records)] if records else []
     table = concat(tables) if tables else None
@@ -70,17 +76,22 @@ def _refuse_twice(sources: Sequence[str]) -> None:
         seen.add(Path(source).resolve())
 
 
-def _workdir_records(source: str) -> list[Record]:
+def _records_of(source: str) -> list[Record]:
+    from deepnarrow.recordfile import read_archive
     from deepnarrow.store import Store
     from deepnarrow.study import STORE_FILE, planned_keys
 
     path = Path(source) / STORE_FILE
     if not Path(source).exists():
         raise InputError(f"source '{shorten(source)}'", "does not exist",
-                         expected="a study's workdir, or a CSV or Parquet file")
+                         expected=f"a study's workdir or archive (NAME{SUFFIX}), or a CSV or "
+                         "Parquet file")
+    if Path(source).is_file():
+        return read_archive(source)
     if not path.is_file():
         raise InputError(f"source '{source}'", "is no study's workdir",
-                         expected=f"a folder with {STORE_FILE}, or a CSV or Parquet file",
+                         expected=f"a folder with {STORE_FILE}, an archive (NAME{SUFFIX}), or a "
+                         "CSV or Parquet file",
                          hint="deepnarrow study CONFIG --workdir DIR makes one")
     with Store(path, read_only=True) as store:
         keys = planned_keys(Path(source))
@@ -147,7 +158,7 @@ def _predicted(table: Table, sources: Sequence[str], chip: str) -> tuple[Table, 
     from deepnarrow.plugins import registry
     from deepnarrow.predicted import with_predicted
 
-    records = load_records([source for source in sources if not Path(source).is_file()])
+    records = load_records([source for source in sources if not is_table(source)])
     return with_predicted(table, records, chip_named(chip), registry())
 
 
@@ -214,7 +225,7 @@ def report(options: argparse.Namespace) -> Output:
                          expected="a path that ends in .html, or a folder for report.html")
     costs = [axis("--cost", text) for text in options.cost]
     qualities = [axis("--quality", text) for text in options.quality]
-    files = [source for source in options.sources if Path(source).is_file()]
+    files = [source for source in options.sources if is_table(source)]
     records = load_records([source for source in options.sources if source not in files])
     if not files and (costs or qualities or options.by):
         raise InputError("--cost, --quality and --by", "say what columns of a file are", expected=
@@ -224,8 +235,9 @@ def report(options: argparse.Namespace) -> Output:
 
     names = [*(record.study for record in records), *(Path(source).stem for source in files)]
     title = ", ".join(dict.fromkeys(names)) or "no records"
-    written = [str(path) for path in (_write_page(records, out, title, tables) if is_page
-                                      else write_report(records, out, title, tables))]
+    written = [str(path) for path in (
+        _write_page(records, out, title, tables, options.reference) if is_page
+        else write_report(records, out, title, tables, options.reference))]
     return Output({"files": written}, lambda console: _show_files(console, written))
 
 
@@ -255,7 +267,8 @@ def _tables(
 
 
 def _write_page(
-    records: Sequence[Record], page: Path, title: str, tables: Sequence[Table]
+    records: Sequence[Record], page: Path, title: str, tables: Sequence[Table],
+    reference: str | None,
 ) -> list[Path]:
     """Writes the report as `page`, its figures beside it; no other page there is touched."""
     from deepnarrow.report import write_report
@@ -263,7 +276,7 @@ def _write_page(
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=page.parent, prefix=f".{page.name}.") as folder:
-            first, *figures = write_report(records, folder, title, tables)
+            first, *figures = write_report(records, folder, title, tables, reference)
             places = [(figure, page.with_name(figure.name)) for figure in figures]
             for source, place in [(first, page), *places]:
                 os.replace(source, place)

@@ -12,6 +12,7 @@ from deepnarrow.cli.analysis import axis, load_table
 from deepnarrow.cli.output import Output, table
 from deepnarrow.cli.parser import number
 from deepnarrow.errors import InputError, shorten
+from deepnarrow.records import TOTAL_PARAMS, UPSTREAM_LOSS
 from deepnarrow.report.text import interval, plural
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from deepnarrow.compare import Comparison
     from deepnarrow.table import Table
 
-UPSTREAM = "upstream/loss"
-BESIDE = "params_total"  # a table of embeddings shrinks with d_model, so the total is shown too
 COST_NAMES = ("params", "flops", "cost")
 QUALITY_NAMES = ("quality", "accuracy", "score", "loss")
 # Columns that describe a row; what is left of a table of numbers may be a quality.
@@ -44,8 +43,8 @@ def run(options: argparse.Namespace) -> Output:
                 "deep": options.deep}
     made = compare(found, cost, qualities, **settings)
     beside = None
-    if options.cost is None and cost != BESIDE and BESIDE in found.columns:
-        beside = compare(found, BESIDE, qualities, **settings)
+    if options.cost is None and cost != TOTAL_PARAMS and TOTAL_PARAMS in found.columns:
+        beside = compare(found, TOTAL_PARAMS, qualities, **settings)
     return Output(_document(made, beside), lambda console: _show(console, made, beside))
 
 
@@ -108,8 +107,8 @@ def _qualities(
 def _default_quality(found: Table, cost: str) -> str:
     from deepnarrow.records import COSTS
 
-    if UPSTREAM in found.qualities:
-        return UPSTREAM
+    if UPSTREAM_LOSS in found.qualities:
+        return UPSTREAM_LOSS
     rest = [name for name in _numeric(found)
             if name not in {cost, *COSTS, *COST_NAMES, *DESCRIPTIONS}]
     known = [name for name in QUALITY_NAMES if name in rest]

@@ -285,8 +285,9 @@ def _probe(parser: Parser) -> None:
 
 
 def _tables(parser: Parser) -> None:
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study, or a CSV "
-                        "or Parquet file; rows that share `name` are seeds of one shape")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="workdir of a study, its "
+                        "archive NAME.jsonl.gz, or a CSV or Parquet file; rows that share `name` "
+                        "are seeds of one shape")
 
 
 def _pareto(parser: Parser) -> None:
@@ -356,6 +357,9 @@ def _report(parser: Parser) -> None:
                         help="a cost column of a file; several may be given")
     parser.add_argument("--quality", metavar="NAME[:min|max]", action="append", default=[],
                         help="a quality column of a file; several may be given")
+    parser.add_argument("--reference", metavar="PATTERN[,...]", action=Once,
+                        help="shapes of the reference family, for claims and comparisons "
+                        "(default: those without operators)")
     _by(parser)
 
 

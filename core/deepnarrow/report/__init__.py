@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    records: Iterable[Record], directory: str | Path, title: str, tables: Sequence[Table] = ()
+    records: Iterable[Record], directory: str | Path, title: str, tables: Sequence[Table] = (),
+    reference: str | None = None,
 ) -> list[Path]:
     """Writes `report.html`, its figures as PNG and SVG, and its tables as CSV into `directory`.
 
@@ -27,15 +28,16 @@ def write_report(
       directory: where the files go; files of the same names are replaced.
       title: the page's heading.
       tables: rows of other people, whose `costs`, `qualities` and `directions` are known.
+      reference: pattern of the reference family's shapes, see `operators.family_of`.
 
     Returns:
       The files, `report.html` first.
 
     Raises:
-      InputError: the directory cannot be written, or the records mix settings (see
-        `summary.shape_table`).
+      InputError: the directory cannot be written, the records mix settings (see
+        `summary.shape_table`), or `reference` matches no shape.
     """
     # Drawing takes a second to import; the tables for the terminal do not need it.
     from deepnarrow.report.page import write_files
 
-    return write_files(list(records), Path(directory), title, tables)
+    return write_files(list(records), Path(directory), title, tables, reference)

@@ -18,14 +18,13 @@ from deepnarrow.dominance import Direction
 from deepnarrow.errors import InputError
 from deepnarrow.lawforms import CHINCHILLA, POWER, POWER_FLOOR, SHAPE
 from deepnarrow.laws import Law, fit
-from deepnarrow.operators import operators_of
+from deepnarrow.operators import matching, operators_of
 from deepnarrow.pareto import FRONT_COSTS, Front, fronts
+from deepnarrow.records import TOTAL_PARAMS
 from deepnarrow.summary import TIMES, headline_qualities
 from deepnarrow.table import Table, domains, select
 from deepnarrow.worth import Worth, worths
 
-UPSTREAM = "upstream/loss"
-BESIDE = "params_total"  # a table of embeddings shrinks with d_model, so the total is shown too
 TOKENS = "tokens_seen"
 BOOTSTRAP = 500  # of a law in a report
 MAX_QUALITIES = 12  # of a domain, beyond the upstream ones, that claims and laws are made of
@@ -69,14 +68,24 @@ class Findings:
     problems: tuple[str, ...]
 
 
-def find(table: Table) -> Findings:
-    """Runs every analysis on `table`, whose `costs`, `qualities` and `directions` are known."""
-    found = tuple(_domain(table, name) for name in domains(table)) if len(table) else ()
-    comparisons, problems = _comparisons(table, found)
+def find(table: Table, reference: str | None = None) -> Findings:
+    """Runs every analysis on `table`, whose `costs`, `qualities` and `directions` are known.
+
+    Args:
+      table: rows of any number of domains.
+      reference: pattern of the reference family's shapes, see `operators.family_of`.
+
+    Raises:
+      InputError: `reference` matches no shape of any domain.
+    """
+    if reference is not None:
+        matching(reference, list(table.name), "--reference")
+    found = tuple(_domain(table, name, reference) for name in domains(table)) if len(table) else ()
+    comparisons, problems = _comparisons(table, found, reference)
     return Findings(found, comparisons, problems)
 
 
-def _domain(table: Table, name: str) -> Domain:
+def _domain(table: Table, name: str, reference: str | None) -> Domain:
     mine = select(table, table.domain == name)
     names = headline_qualities(one for one in table.qualities if _measured(mine, one))
     qualities: tuple[tuple[str, Direction], ...] = tuple(
@@ -87,7 +96,7 @@ def _domain(table: Table, name: str) -> Domain:
     claims = []
     for front in made:
         try:
-            one = claims_of(mine, front)
+            one = claims_of(mine, front, reference=reference)
         except InputError as error:
             problems[f"claims by {front.cost}: {error}"] = None
             continue
@@ -126,18 +135,18 @@ def _laws(
 
 
 def _comparisons(
-    table: Table, found: Sequence[Domain]
+    table: Table, found: Sequence[Domain], reference: str | None
 ) -> tuple[tuple[tuple[str, Comparison], ...], tuple[str, ...]]:
     """Upstream and after transfer, each by the first cost and by total parameters."""
     if len(found) < 2:
         return (), ()
     costs = [cost for cost in FRONT_COSTS if cost in table.costs][:1] or list(table.costs)[:1]
-    costs += [BESIDE] if BESIDE in table.costs and BESIDE not in costs else []
+    costs += [TOTAL_PARAMS] if TOTAL_PARAMS in {*table.costs} - {*costs} else []
     made, problems = [], {}
     for words, qualities in _stages(found):
         for cost in costs:
             try:
-                made.append((words, compare(table, cost, qualities)))
+                made.append((words, compare(table, cost, qualities, reference=reference)))
             except InputError as error:
                 problems[f"comparison, {words}: {error}"] = None
     return tuple(made), tuple(problems)

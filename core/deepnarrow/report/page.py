@@ -77,10 +77,11 @@ class Content:
 
 
 def write_files(
-    records: Sequence[Record], directory: Path, title: str, tables: Sequence[Table] = ()
+    records: Sequence[Record], directory: Path, title: str, tables: Sequence[Table] = (),
+    reference: str | None = None,
 ) -> list[Path]:
     """See `report.write_report`."""
-    content = _content(records, title, tables)
+    content = _content(records, title, tables, reference)
     made = {"report.html": _page(content).encode("utf-8", "replace")}
     for name, (rows, heading) in _figures(content).items():
         made[f"{name}.png"], made[f"{name}.svg"] = render.to_files(rows, heading)
@@ -106,13 +107,15 @@ def slug(name: str) -> str:
     return f"{re.sub(r'[^a-z0-9_]+', '-', name.lower()).strip('-')[:40]}-{mark}"
 
 
-def _content(records: Sequence[Record], title: str, tables: Sequence[Table]) -> Content:
+def _content(
+    records: Sequence[Record], title: str, tables: Sequence[Table], reference: str | None
+) -> Content:
     records = reported(records)
     trials = latest(records)
     rows = shape_table(trials)
     anchors = {trial.key: f"run-{i}" for i, trial in enumerate(trials[:MAX_ROWS])}
     whole = concat([*([from_records(trials)] if trials or not tables else []), *tables])
-    found = find(whole)
+    found = find(whole, reference)
     chapters = []
     for domain in found.domains:
         own = [trial for trial in trials if trial.modality == domain.name]
