@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 # found first, and the modules beside this file last.
 sys.path[:] = [*(path for path in sys.path if path != str(FOLDER)), str(FOLDER)]
 DIGITS = 9  # significant ones that are written
-WIDTH = 100  # of a line of JSON, where a list or table fits one
+WIDTH = 140  # of a line of JSON, where a list or table fits one
 
 
 def derive(source: str | Path) -> dict[str, Any]:

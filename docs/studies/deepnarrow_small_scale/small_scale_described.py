@@ -167,7 +167,7 @@ def cost(study: Study) -> dict[str, Any]:
     whole = _cost(study.records)
     return {"domains": found, "all": whole,
             "machines": sorted({machine(record) for record in study.records}),
-            "versions": _versions(study.records), "tries_by_shape": _by_shape(study)}
+            "versions": _versions(study.records), "rates_tried": _rates_tried(study)}
 
 
 def _cost(records: Sequence[Record]) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _versions(records: Iterable[Record]) -> dict[str, list[str]]:
     return {name: sorted(versions) for name, versions in sorted(found.items())}
 
 
-def _by_shape(study: Study) -> dict[str, int]:
+def _rates_tried(study: Study) -> dict[str, int]:
     """Number of rates tried, by domain: grids grow where the best rate is at their edge."""
     found = tries(study.records)
     return {name: sum(len(rates) for (domain, _), rates in found.items() if domain == name)

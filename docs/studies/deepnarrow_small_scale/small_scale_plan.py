@@ -90,6 +90,13 @@ class Study:
                 found[f"{short(shape)}, seed {seed}"] = record.status if record else "missing"
         return found
 
+    def short_of_seeds(self, domain: str) -> dict[str, int]:
+        """Shapes of which a seed has not ended well, with the number of those that have."""
+        done = {shape: sum((record := self.trials.get((domain, shape, seed))) is not None
+                           and record.status == "done" for seed in SEEDS)
+                for shape in self.planned[domain].shapes}
+        return {short(shape): number for shape, number in done.items() if number < len(SEEDS)}
+
     @property
     def lacking(self) -> str:
         """Which domains lack planned trials, in words; empty where none does."""

@@ -26,8 +26,8 @@ def pages(document: Mapping[str, Any]) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """`value` with so many significant digits, large ones with separators.
 
-    >>> number(None), number(607123.0, 7), number(0.012345)
-    ('–', '607,123', '0.01234')
+    >>> number(None), number(607123.0, 7), number(0.012346)
+    ('–', '607,123', '0.01235')
     """
     if value is None:
         return NONE
@@ -84,14 +84,17 @@ def _compared(name: str, one: Mapping[str, Any]) -> str:
                for row in mine["effects"]}
     shapes = {shape: row["way"] for (_, shape), row in effects.items()}
     head = ("shape", "made", *(f"{domain}: {mine['quality']}" for domain, mine in domains.items()))
-    rows = [(shape, way, *(interval(effects.get((domain, shape), {}).get("effect"))
-                           for domain in domains)) for shape, way in shapes.items()]
+    rows = [(shape, way, *(
+        interval(effects.get((domain, shape), {}).get("effect"))
+        + ("*" if shape in mine["short_of_seeds"] else "") for domain, mine in domains.items()))
+        for shape, way in shapes.items()]
     tests = [(domain, test["shape"], number(test["cost"], 6), number(test["reference_cost"], 6),
               interval(test["difference"]))
              for domain, mine in domains.items() for test in mine["tests"]]
     marks = [f"{domain}: {mine['verdict'] or 'no verdict'}"
              + "".join(f"; {what} {', '.join(mine[key])}" for key, what in (
                  ("outside", "outside the reference's range:"), ("left_out", "left out:"),
+                 ("short_of_seeds", "fewer seeds (*):"),
                  ("rate_at_edge", "rate at the edge of its grid:")) if mine[key])
              for domain, mine in domains.items()]
     return "\n\n".join([
@@ -111,7 +114,8 @@ def _width(one: Mapping[str, Any]) -> str:
 
 def _transfer(one: Mapping[str, Any]) -> str:
     rows = [(mine["domain"], mine["task"], mine["shapes"], interval(mine["kendall"], ".3f"),
-             interval(mine["spearman"], ".3f"), f"{mine['inverted']} of {mine['decided']}")
+             interval(mine["spearman"], ".3f"),
+             NONE if mine["decided"] is None else f"{mine['inverted']} of {mine['decided']}")
             for mine in one.get("tasks", ())]
     return table("H6: upstream's loss against fine-tuned accuracy", (
         "domain", "task", "shapes", "Kendall's tau", "Spearman's rho",

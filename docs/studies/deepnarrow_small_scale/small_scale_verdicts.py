@@ -134,6 +134,7 @@ def _deep_narrow(study: Study, made: Comparison) -> Verdict:
             "effects": _effects(study.planned[name], made),
             "outside": [short(shape) for shape in made.outside.get(name, ())],
             "left_out": {short(shape): why for shape, why in made.left_out.get(name, {}).items()},
+            "short_of_seeds": study.short_of_seeds(name),
             "rate_at_edge": [short(shape) for shape in made.at_edge.get(name, ())],
         } for name, (quality, direction) in made.qualities.items()},
         "tau": dataclasses.asdict(made.tau) | {
