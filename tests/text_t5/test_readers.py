@@ -142,6 +142,14 @@ def test_a_parquet_column_of_numbers_is_refused(tmp_path):
         open_parts(f"parquet:{tmp_path}/a.parquet")
 
 
+def test_parquet_columns_of_text_are_read_however_they_are_encoded(tmp_path):
+    texts = pa.array([*TEXTS, None, "six"])
+    for encoded in (texts.dictionary_encode(), texts.cast(pa.large_string())):
+        pq.write_table(pa.table({"text": encoded}), tmp_path / "a.parquet", row_group_size=3)
+        (part,) = open_parts(f"parquet:{tmp_path}/a.parquet")
+        assert [text for text, _ in part.read(2)] == [*TEXTS[2:], "", "six"]
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"no gzip at all",
                                     lambda b: b[:20] + bytes([b[20] ^ 255]) + b[21:]])
 def test_a_damaged_gzip_file_is_named(tmp_path, damage):

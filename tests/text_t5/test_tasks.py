@@ -4,9 +4,12 @@ import gzip
 import importlib.util
 import json
 import pathlib
+import sys
 import types
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 import sklearn.metrics
@@ -293,6 +296,78 @@ def test_custom_tsv_with_numbers_as_labels(tmp_path, vocabulary):
         assert vocabulary.decode(row.tolist()) == str(label)  # 10 is after 9, not after 1
 
 
+@pytest.mark.parametrize("split_files", [False, True])
+@pytest.mark.parametrize("dictionary", [False, True])
+@pytest.mark.parametrize("label", [str, int, lambda c: c == 1])
+def test_a_custom_task_is_the_same_in_every_format(tmp_path, label, dictionary, split_files):
+    """The same content hashes, so the same keys of trials; other rows, other hashes."""
+    rows = [{"n": i, "label": label(i % 2), "text": f"thing {i}"} for i in range(120)]
+    parts = {"all": rows} if not split_files else {
+        "train": rows[:60], "validation": rows[60:90], "test": rows[90:]}
+    for name, part in parts.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", part)
+        (tmp_path / f"{name}.tsv").write_text("".join(
+            "\t".join(map(str, line)) + "\n" for line in [part[0], *(r.values() for r in part)]))
+        table = pa.table({key: [row[key] for row in part] for key in part[0]})
+        if dictionary:
+            table = table.set_column(2, "text", table["text"].dictionary_encode())
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=7)
+    write_jsonl(tmp_path / "other.jsonl", [{**row, "text": f"{row['text']}!"} for row in rows])
+
+    def hashes(kind, name):
+        task = make_tasks(custom_tasks={"c": f"{kind}:{tmp_path}/{name}.{kind}#text->label"})["c"]
+        return {split: (task.examples(split).content_hash, task.examples(split).num_examples,
+                        task.examples(split).labels().tolist()) for split in task.splits}
+
+    name = "{split}" if split_files else "all"
+    expected = hashes("jsonl", name)
+    assert sum(number for _, number, _ in expected.values()) == 120
+    assert hashes("tsv", name) == expected
+    assert hashes("parquet", name) == expected
+    other = hashes("jsonl", "other")
+    assert all(other[split][0] != expected[split][0] for split in expected)
+
+
+@pytest.mark.parametrize(("columns", "line", "message"), [
+    (None, "#text->label", "x.parquet': cannot be read .got No such file"),
+    (b"text\tlabel\n", "#text->label", "x.parquet': is no readable Parquet file"),
+    ({"text": ["a"], "label": [1]}, "#txt->label",
+     "has no column 'txt' .expected one of text, label.. Hint: did you mean #text"),
+    ({"text": ["a"], "label": [1]}, "#text->lbl", "has no column 'lbl' .expected one of text, lab"),
+    ({"text": [3], "label": [1]}, "#text->label", "column 'text' is no text .got int64"),
+    ({"text": [b"a"], "label": [1]}, "#text->label", "column 'text' is no text .got binary"),
+    ({"text": ["a", None], "label": [1, 2]}, "#text->label",
+     "row 2: column 'text' is not text .got None"),
+    ({"text": ["a", " "], "label": [1, 2]}, "#text->label", "row 2: column 'text' is empty"),
+    ({"text": ["a", "b"], "label": [1, None]}, "#text->label",
+     "row 2: column 'label' is no label .got None"),
+    ({"text": ["a"], "label": [0.5]}, "#text->label", "row 1: column 'label' is no label .got 0.5"),
+    ({"text": ["a"], "label": [[1]]}, "#text->label", "row 1: column 'label' is no label"),
+    ({"text": pa.array([], pa.string()), "label": pa.array([], pa.int64())}, "#text->label",
+     "has no rows"),
+    ({"text": ["a"], "label": [1]}, "#text->label", "number of classes .got 1; expected 2"),
+    ({"text": pa.StringArray.from_buffers(2, pa.py_buffer(np.int32([0, 1, 3]).tobytes()),
+                                          pa.py_buffer(b"a\xff\xfe")), "label": [1, 2]},
+     "#text->label", "row group 1 has text that is not valid UTF-8 .got byte 0xff"),
+])
+def test_bad_parquet_files_of_custom_tasks_are_named(tmp_path, columns, line, message):
+    path = tmp_path / "x.parquet"
+    if isinstance(columns, bytes):
+        path.write_bytes(columns)
+    elif columns is not None:
+        pq.write_table(pa.table(columns), path)
+    with pytest.raises(InputError, match=message) as caught:
+        make_tasks(custom_tasks={"mine": f"parquet:{path}{line}"})
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("data.custom_tasks.mine")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(InputError, match=r"without pyarrow .*pip install pyarrow"):
+        make_tasks(custom_tasks={"mine": f"parquet:{tmp_path}/x.parquet#text->label"})
+
+
 @pytest.mark.parametrize(("content", "line", "message"), [
     (None, "jsonl:{}#text->label", "cannot be read.*No such file"),
     ('{"text": "a", "label": 1}\n', "jsonl:{}#txt->label", "line 1: has no column 'txt'.*did you "
@@ -307,8 +382,8 @@ def test_custom_tsv_with_numbers_as_labels(tmp_path, vocabulary):
     ('{"text": "a", "label": 1}\n', "jsonl:{}#text->label", "number of classes .got 1; expected 2"),
     ("", "jsonl:{}#text->label", "has no rows"),
     ("text\tlabel\na\n", "tsv:{}#text->label", "line 2: column 'label' is no label"),
-    ("text\tlabel\na\t1\n", "csv:{}#text->label", "cannot be read.*expected jsonl:PATH"),
-    ("text\tlabel\na\t1\n", "tsv:{}#text", "cannot be read.*expected jsonl:PATH"),
+    ("text\tlabel\na\t1\n", "csv:{}#text->label", "cannot be read.*expected KIND:PATH"),
+    ("text\tlabel\na\t1\n", "tsv:{}#text", "cannot be read.*expected KIND:PATH"),
     (b'{"text": "a", "label": 1}\n{"text": "\xff", "label": 1}\n', "jsonl:{}#text->label",
      "line 2: is not UTF-8"),
     (b"\x1f\x8b\x08broken", "jsonl:{}#text->label", "is damaged"),

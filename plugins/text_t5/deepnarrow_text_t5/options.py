@@ -73,7 +73,8 @@ def default_data_options() -> ConfigDict:
       mean_span_length: tokens in a span of noise, of `span_corruption`.
       tasks: where the benchmarks' data lie: folders by benchmark (`glue`, `super_glue`, `squad`),
         by task (`glue_cola`), and `dpr`; official downloads, or `tfds:` prepared ones.
-      custom_tasks: labelled files as tasks, by name: `jsonl:PATH#TEXT->LABEL` or `tsv:...`.
+      custom_tasks: labelled files as tasks, by name: `jsonl:PATH#TEXT->LABEL`; `tsv:` and
+        `parquet:` likewise.
       task_input_length: tokens of the encoder when fine-tuning on them; None for `input_length`.
       task_target_length: tokens of the decoder then; None for 16 (GLUE and
         custom tasks), 32 (SuperGLUE), 64 (SQuAD).

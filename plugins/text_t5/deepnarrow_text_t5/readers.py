@@ -21,9 +21,9 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepnarrow.errors import InputError, suggest
 from deepnarrow_text_t5.corpus import load_corpus
@@ -224,36 +224,79 @@ def _read_tsv(path: Path, column: str, start: int) -> Iterator[tuple[str, float]
 
 
 def _read_parquet(path: Path, column: str, start: int) -> Iterator[tuple[str, float]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    for row, total, (text,) in parquet_rows(path, column, (), start, f"file '{path}'"):
+        yield text or "", (row + 1) / total
 
-    where = f"file '{path}'"
+
+def parquet_rows(
+    path: Path, text: str, others: Sequence[str], start: int, where: str
+) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+    """Yields number (from 0), number of all rows, and values of some columns, from `start` on.
+
+    No other columns are read, and no row groups before `start`. A missing value is None.
+
+    Args:
+      path: the file.
+      text: a column that must be one of text (plain, or dictionary-encoded).
+      others: more columns, of any type.
+      start: the first row.
+      where: what errors name first.
+
+    Raises:
+      InputError: pyarrow is not there, the file cannot be read or is no Parquet, a column is not
+        there, there twice or of another type, or a text is not UTF-8.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise InputError(where, "cannot be read without pyarrow", got=error,
+                         hint="pip install pyarrow") from error
     try:
         with pq.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise no_column(where, column, file.schema_arrow.names, "")
-            if file.schema_arrow.field(column).type not in (pa.string(), pa.large_string()):
-                raise InputError(where, f"column {column!r} is no text",
-                                 got=file.schema_arrow.field(column).type)
-            total, row = file.metadata.num_rows, 0
+            _check_columns(file, text, others, where)
+            row = 0
             for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if row + rows > start:
-                    yield from _group_rows(file, group, column, row, start, total)
-                row += rows
+                end = row + file.metadata.row_group(group).num_rows
+                rows = _group_rows(file, group, (text, *others), where) if end > start else ()
+                for number, values in enumerate(rows, row):
+                    if number >= start:
+                        yield number, file.metadata.num_rows, values
+                row = end
+    except FileNotFoundError as error:
+        raise InputError(where, "cannot be read", got=os.strerror(error.errno or 0)) from error
     except (OSError, pa.ArrowException) as error:
         raise InputError(where, "is no readable Parquet file", got=error) from error
 
 
+def _check_columns(file: ParquetFile, text: str, others: Sequence[str], where: str) -> None:
+    import pyarrow as pa
+
+    names = file.schema_arrow.names
+    for column in (text, *others):
+        if column not in names:
+            raise no_column(where, column, names, "")
+        if names.count(column) > 1:
+            raise InputError(where, f"has the column {column!r} more than once",
+                             got=", ".join(names), hint="rename one of them")
+    kind = file.schema_arrow.field(text).type
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if plain not in (pa.string(), pa.large_string(), pa.string_view()):
+        raise InputError(where, f"column {text!r} is no text", got=kind)
+
+
 def _group_rows(
-    file: ParquetFile, group: int, column: str, row: int, start: int, total: int
-) -> Iterator[tuple[str, float]]:
-    """Rows of one row group, of which the first is row `row` of the file."""
-    for batch in file.iter_batches(row_groups=[group], columns=[column]):
-        for text in batch.column(0).to_pylist():
-            if row >= start:
-                yield text or "", (row + 1) / total
-            row += 1
+    file: ParquetFile, group: int, columns: Sequence[str], where: str
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of one row group."""
+    for batch in file.iter_batches(row_groups=[group], columns=list(columns)):
+        try:
+            values = [batch.column(column).to_pylist() for column in columns]
+        except UnicodeDecodeError as error:
+            raise InputError(where, f"row group {group + 1} has text that is not valid UTF-8",
+                             got=f"byte 0x{error.object[error.start]:02x}",
+                             hint="write the file again with its text as UTF-8") from error
+        yield from zip(*values, strict=True)
 
 
 def _read_text(path: Path, unit: str, start: int) -> Iterator[tuple[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +13,23 @@ from deepnarrow.errors import InputError, shorten
 from deepnarrow_text_t5.cache import share
 from deepnarrow_text_t5.tasks.benchmark import check_split
 from deepnarrow_text_t5.tasks.examples import TextExample
-from deepnarrow_text_t5.tasks.readers import Placed, column, read_jsonl, read_tsv, text
+from deepnarrow_text_t5.tasks.readers import (
+    Placed,
+    column,
+    read_jsonl,
+    read_parquet,
+    read_tsv,
+    text,
+)
 
-FORM = "jsonl:PATH#TEXT->LABEL or tsv:PATH#TEXT->LABEL, where PATH may hold {split}"
+FORM = "KIND:PATH#TEXT->LABEL, with KIND jsonl, tsv or parquet; PATH may hold {split}"
 SPLIT_FIELD = "{split}"  # in a path: a file a split, which decides instead of the text's hash
 SPLITS = ("train", "validation", "test")
 # Shares of texts that go to train and to validation; the rest is the test split.
 TRAIN, VALIDATION = 0.8, 0.1
 MAX_CLASSES = 1000
-_LINE = re.compile(r"(jsonl|tsv):(.+)#([^#]+)->([^#]+)")
+_LINE = re.compile(r"(jsonl|tsv|parquet):(.+)#([^#]+)->([^#]+)")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_READERS = {"jsonl": read_jsonl, "tsv": read_tsv}
 
 
 class Labelled(NamedTuple):
@@ -57,7 +64,7 @@ def read_labelled(name: str, line: str) -> Labelled:
     kind, path, text_column, label_column = found.groups()
     rows = [(_text(placed, text_column), _label(placed, label_column), split)
             for split, file in _files(path)
-            for placed in _READERS[kind](Path(file).expanduser(), where)]
+            for placed in _rows(kind, Path(file).expanduser(), where, text_column, label_column)]
     if not rows:
         raise InputError(f"{where}, file '{path}'", "has no rows")
     rows = [(row, label, split or _split_of(row)) for row, label, split in rows]
@@ -71,6 +78,14 @@ def read_labelled(name: str, line: str) -> Labelled:
     _check_splits(rows, where)
     _warn_of_contradictions(rows, where)
     return Labelled(tuple((row, index[label], split) for row, label, split in rows), words)
+
+
+def _rows(
+    kind: str, path: Path, where: str, text_column: str, label_column: str
+) -> Iterator[Placed]:
+    if kind == "parquet":
+        return read_parquet(path, where, text_column, (label_column,))
+    return (read_jsonl if kind == "jsonl" else read_tsv)(path, where)
 
 
 def _files(path: str) -> list[tuple[str, str]]:

@@ -1,4 +1,6 @@
-"""Rows of labelled data from disk: TSV, JSON lines, prepared tensorflow-datasets. No TensorFlow.
+"""Rows of labelled data from disk: TSV, JSON lines, Parquet, prepared tensorflow-datasets.
+
+No TensorFlow.
 
 Every row comes with its place (`file 'dev.tsv', line 7`), which errors name.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from deepnarrow.errors import InputError, suggest
+from deepnarrow_text_t5.readers import parquet_rows
 
 MAX_LINE = 50_000_000  # characters; a longer one is no row
 _BATCH = 256  # records read at a time
@@ -113,6 +116,17 @@ def read_jsonl(path: Path, where: str) -> Iterator[Placed]:
         if not isinstance(row, dict):
             raise InputError(place, "is not a JSON object", got=type(row).__name__)
         yield Placed(place, row)
+
+
+def read_parquet(path: Path, where: str, text: str, others: Sequence[str]) -> Iterator[Placed]:
+    """Yields the rows of a Parquet file, with these columns alone.
+
+    Raises:
+      InputError: what `parquet_rows` raises.
+    """
+    where = f"{where}, file '{path}'"
+    for number, _, values in parquet_rows(path, text, others, 0, where):
+        yield Placed(f"{where}, row {number + 1}", dict(zip((text, *others), values, strict=True)))
 
 
 def read_json(path: Path, where: str) -> Any:
