@@ -101,6 +101,12 @@ def _decoding(found: Any) -> Iterator[Row]:
     yield Row("time of transformers over ours, each at its best", found["ratio_best"], ">= 2")
 
 
+def _ranking(found: Any) -> Iterator[Row]:
+    for row in found:
+        yield Row(f"{row['candidates']} candidates: time one by one over together", row["ratio"],
+                  "")
+
+
 def _image_input(found: Any) -> Iterator[Row]:
     for name, values in found["speeds"].items():
         if name != "ours":
@@ -131,6 +137,7 @@ ENTRIES: dict[str, Entry] = {
     "pareto": Entry("Pareto fronts", {"paretoset": "pip install paretoset",
                                       "moocore": "pip install moocore"}, _pareto),
     "decoding": Entry("greedy decoding", TORCH, _decoding),
+    "ranking": Entry("rank classification", {}, _ranking),
     "image_input": Entry("image input", {}, _image_input,
                          "--peer-python PYTHON_WITH_TENSORFLOW"),
     "text_input": Entry("text input", {}, _text_input, "--text FILE ... --vocabulary MODEL "

@@ -220,13 +220,13 @@ def _logits(stack: Stack, params: Params, batch: Batch, key: Key, train: bool) -
     return x @ params["head"]["kernel"] + params["head"]["bias"], aux_loss
 
 
-def _score(stack: Stack, params: Params, batch: Batch) -> Any:
+def _score(stack: Stack, params: Params, batch: Batch, candidates: Batch) -> Any:
     import jax
     import jax.numpy as jnp
 
     log_probs = jax.nn.log_softmax(_logits(stack, params, batch, None, False)[0])
-    # [batch, num_classes] -> [batch]
-    return jnp.take_along_axis(log_probs, batch["label"][:, None], axis=1)[:, 0]
+    # [batch, num_classes] -> [batch, candidates]
+    return jnp.take_along_axis(log_probs, candidates["label"], axis=1)
 
 
 def _loss(stack: Stack, params: Params, batch: Batch, key: Key, *, train: bool) -> LossOutput:

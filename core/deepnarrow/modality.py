@@ -339,7 +339,7 @@ class Model:
       features: `features(params, batch) -> [batch, d]`, float32, for the few-shot probe.
       param_axes: tree like `params` whose leaves are tuples of logical axis names.
       predict: `predict(params, batch) -> [batch, ...]`: class logits, or decoded tokens.
-      score: `score(params, batch) -> [batch]` log-likelihood of the batch's targets, or None.
+      score: `score(params, batch, candidates) -> [batch, candidates]` log-likelihoods, or None.
       head_paths: paths of the parameters that belong to upstream's task only.
     """
 
@@ -348,7 +348,7 @@ class Model:
     features: Callable[[Params, Batch], jax.Array]
     param_axes: Any
     predict: Callable[[Params, Batch], jax.Array]
-    score: Callable[[Params, Batch], jax.Array] | None = None
+    score: Callable[[Params, Batch, Batch], jax.Array] | None = None
     head_paths: tuple[Path, ...] = ()
 
 
@@ -423,8 +423,8 @@ class Task:
         what `references` gives for the split, else its labels, int64 [n].
       num_classes: number of classes; None for free text, which has no labels and no probe.
       options: model options it overrides when fine-tuning, e.g. `{"num_classes": 10}`.
-      candidates: for rank classification: `candidates(batch) -> list of batches`, one a class,
-        whose `Model.score` are compared; None to use `Model.predict`.
+      candidates: for rank classification by `Model.score`: `candidates(batch)` -> those arrays of
+        the batch in which the classes differ, [batch, classes, ...]; None to use `Model.predict`.
       splits: what `examples` serves; the first three always.
       baseline: `baseline(split) -> [n, d]` raw inputs (pixels, bag of pieces) for the probe that
         stands beside the features; None for none.
@@ -439,7 +439,7 @@ class Task:
     score: Callable[[np.ndarray, Any], Scores]
     num_classes: int | None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    candidates: Callable[[Batch], Sequence[Batch]] | None = None
+    candidates: Callable[[Batch], Batch] | None = None
     baseline: Callable[[str], np.ndarray] | None = None
     references: Callable[[str], Sequence[Any]] | None = None
     splits: tuple[str, ...] = ("train", "validation", "test")

@@ -222,7 +222,7 @@ class Program:
       eval_step: `eval_step(params, batch) -> metrics`, each name -> (sum, weight), `loss` included.
       features: the model's, [batch, d].
       predict: the model's, [batch, ...].
-      score: the model's, [batch], or None.
+      score: the model's, [batch, candidates], or None.
       layout: how devices share the work; None for one device.
       shardings: a `TrainState` of shardings; None where there is no layout.
       left_whole: what the layout's rules would have split but could not.
@@ -238,7 +238,7 @@ class Program:
     eval_step: Callable[[Params, Batch], Metrics]
     features: Callable[[Params, Batch], jax.Array]
     predict: Callable[[Params, Batch], jax.Array]
-    score: Callable[[Params, Batch], jax.Array] | None
+    score: Callable[[Params, Batch, Batch], jax.Array] | None
     layout: Layout | None = None
     shardings: TrainState | None = None
     left_whole: tuple[Whole, ...] = ()
@@ -271,10 +271,10 @@ class Program:
         """Returns what this process loaded of a batch as the program takes it."""
         return batch if self.layout is None else put_batch(self.layout, batch)
 
-    def on_host(self, function: Callable[[Params, Batch], Any]) -> Callable[[Params, Batch], Any]:
+    def on_host(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns one of the program's functions for batches as this process loads them."""
         return function if self.layout is None else (
-            lambda params, batch: function(params, self.put(batch)))
+            lambda params, *batches: function(params, *map(self.put, batches)))
 
     def put_params(self, params: Params) -> Params:
         """Returns parameters, which every process has whole, where the program has them."""
@@ -334,7 +334,7 @@ def make_program(
         eval_step=jitted(eval_step, "params batch", "-"),
         features=jitted(model.features, "params batch", "-"),
         predict=jitted(model.predict, "params batch", "-"),
-        score=jitted(model.score, "params batch", "-") if model.score is not None else None,
+        score=jitted(model.score, "params batch batch", "-") if model.score is not None else None,
         layout=layout, shardings=shardings, left_whole=tuple(left_whole),
         micro_batches=micro_batches,
     )

@@ -161,8 +161,8 @@ def test_predictions_are_in_order_without_padding(runs, toy):
 
 
 def relabelled(batch):
-    """Rank classification: the same inputs under every label."""
-    return [{**batch, "label": np.full_like(batch["label"], c)} for c in range(4)]
+    """Rank classification: the same inputs under every label, the last one first."""
+    return {"label": np.tile(np.int32([3, 2, 1, 0]), (len(batch["label"]), 1))}
 
 
 def test_rank_classification_scores_every_candidate(runs, toy):
@@ -171,12 +171,25 @@ def test_rank_classification_scores_every_candidate(runs, toy):
     scores = predict_all(runs.ft.program, params, ranked, "test", 16)
     logits = predict_all(runs.ft.program, params, runs.ft.tasks[0], "test", 16)
     assert scores.shape == (41, 4)
-    np.testing.assert_allclose(scores, jax.nn.log_softmax(logits), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scores, jax.nn.log_softmax(logits)[:, ::-1], rtol=1e-5, atol=1e-5)
     ft = dataclasses.replace(runs.ft, tasks=(ranked,))
     result = finetune(ft, runs.checkpoints[0], seed=0)
     assert_trees_equal(result.params, params)  # training is the same
     np.testing.assert_array_equal(scores_of(result)["test"].per_example,
                                   scores.argmax(axis=1) == np.arange(41) % 4)
+
+
+def test_the_model_sees_each_batch_once_for_all_candidates(runs):
+    calls = []
+
+    def score(params, batch, candidates):
+        calls.append((batch["inputs"].shape[0], candidates["label"].shape))
+        return runs.ft.program.score(params, batch, candidates)
+
+    program = dataclasses.replace(runs.ft.program, score=score)
+    ranked = dataclasses.replace(runs.ft.tasks[0], candidates=relabelled)
+    predict_all(program, runs.results[0].params, ranked, "test", 16)
+    assert calls == [(16, (16, 4))] * 3
 
 
 def free_text(task, entries=41):
@@ -387,8 +400,15 @@ def test_greedy_needs_no_score(toy):
         return dataclasses.replace(toy[1].make_model(shape, options), score=None)
 
     architecture = dataclasses.replace(toy[1], make_model=scoreless)
-    make(toy, get_task(toy[0], candidates=relabelled), dataclasses.replace(CONFIG, decode="greedy"),
-         architecture)
+    ranked = get_task(toy[0], candidates=relabelled)
+    ft = make(toy, ranked, dataclasses.replace(CONFIG, decode="greedy"), architecture)
+    params = ft.program.init(0).params
+    predictions = predict_all(ft.program, params, ranked, "test", 16, decode="greedy")
+    assert predictions.shape == (41, 4)
+    plain = predict_all(ft.program, params, get_task(toy[0]), "test", 16)
+    np.testing.assert_array_equal(predictions, plain)
+    with pytest.raises(NotApplicable, match="the model has no score"):
+        predict_all(ft.program, params, ranked, "test", 16, decode="rank")
 
 
 def test_greedy_is_refused_before_training_where_only_candidates_can_be_scored(toy):

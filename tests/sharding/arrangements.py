@@ -176,6 +176,18 @@ def large_parameters(modality, shape, settings, preset, mesh):
             if 4 * math.prod(x.shape) > 2**20 and jax.tree_util.keystr(path).startswith(".params")]
 
 
+def compare_scores(modality, states):
+    """How far candidates' log-likelihoods are from those of one device, by arrangement."""
+    targets = np.random.default_rng(1).integers(2, 256, (BATCH, 3, 8)).astype(np.int32)
+    params = jax.device_get(states["one"][1].params)
+    scores = {preset: program.on_host(program.score)(
+        program.put_params(params), batch_of(modality), {"targets": targets})
+              for preset, (program, _) in states.items()}
+    assert scores["one"].shape == (BATCH, 3)
+    return {preset: distance(found, scores["one"]) for preset, found in scores.items()
+            if preset != "one"}
+
+
 def restore_everywhere(states, folder):
     """Saves each state and restores it in each other arrangement; returns the unequal ones."""
     unequal = []
@@ -203,10 +215,11 @@ def main(out):
     found, states = compare("text_t5", ADAFACTOR, [(preset, "plain") for preset in MESHES])
     with tempfile.TemporaryDirectory() as folder:
         unequal = restore_everywhere(states, pathlib.Path(folder))
+    scores = compare_scores("text_t5", states)
     large = {preset: large_parameters(*case, preset, mesh)
              for preset, (case, mesh) in LARGE.items()}
     out.write_text(json.dumps({"devices": jax.device_count(), "rows": rows + found,
-                               "unequal": unequal, "large": large}))
+                               "unequal": unequal, "scores": scores, "large": large}))
 
 
 if __name__ == "__main__":

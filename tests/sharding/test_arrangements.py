@@ -47,6 +47,11 @@ def test_a_step_equals_one_device(row, case):
     assert row["placed"]
 
 
+def test_scores_of_candidates_equal_one_device(found):
+    assert found["scores"].keys() == set(PRESETS)
+    assert max(found["scores"].values()) < 1e-5
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_arguments_are_the_parts_and_no_more(row, case):
     assert row["argument_bytes"] == (

@@ -314,13 +314,13 @@ def test_candidates_are_the_labels_words(task):
     source = task.examples("test")
     rows = [source.load(i, np.random.default_rng(0)) for i in range(5)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    batches = task.candidates(batch)
-    assert len(batches) == task.num_classes == len(CLASSES)
-    for i, row in enumerate(rows):
-        chosen = batches[row["label"]]
-        assert (chosen["targets"][i] == row["targets"]).all()
-        assert (chosen["inputs"][i] == row["inputs"]).all()
-    assert len({tuple(one["targets"][0]) for one in batches}) == len(CLASSES)
+    (name, targets), = task.candidates(batch).items()
+    assert name == "targets"
+    assert targets.shape == (5, len(CLASSES), *rows[0]["targets"].shape)
+    assert task.num_classes == len(CLASSES)
+    for words, row in zip(targets, rows, strict=True):
+        assert (words[row["label"]] == row["targets"]).all()
+        assert len({tuple(word) for word in words}) == len(CLASSES)
 
 
 def test_bag_of_pieces_by_hand(task, data):

@@ -218,7 +218,8 @@ def test_flops_near_those_that_xla_counts():
     model = make_model(T5, TRANSFORMER, shape, options)
     batch = small_batch(batch_size=1)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    program = jax.jit(model.score).lower(params, batch).compile()
+    program = jax.jit(functools.partial(model.loss, key=None, train=False)).lower(
+        params, batch).compile()
     counted = summarize(count_costs(T5, TRANSFORMER, shape, options)).flops_forward_per_example
     # XLA counts softmaxes and norms, too, which weigh more the smaller a model is.
     assert 1.0 <= program.cost_analysis()["flops"] / counted <= 1.15
@@ -244,18 +245,47 @@ def test_padding_changes_nothing():
     params = small_params()
     cut = {"inputs": batch["inputs"][1:2, :6], "targets": batch["targets"][1:2, :3]}
     short = small_model(input_length=6, target_length=3)
-    for name in ("score", "features"):
-        np.testing.assert_allclose(getattr(small_model(), name)(params, batch)[1:2],
-                                   getattr(short, name)(params, cut), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(small_model().features(params, batch)[1:2],
+                               short.features(params, cut), rtol=1e-5, atol=1e-5)
+    scores = [model.score(params, rows, {"targets": rows["targets"][:, None]})
+              for model, rows in ((small_model(), batch), (short, cut))]
+    np.testing.assert_allclose(scores[0][1:2], scores[1], rtol=1e-5, atol=1e-5)
 
 
-def test_score_is_the_negative_loss_of_each_example():
-    model, batch = small_model(), small_batch()
-    params = small_params()
-    scores = model.score(params, batch)
-    assert scores.shape == (4,)
-    np.testing.assert_allclose(
-        -scores.sum(), model.loss(params, batch, None, train=False).loss_sum, rtol=1e-5)
+@pytest.mark.parametrize(("number", "share_kv"), [(3, True), (19, False)])  # 19: more than a group
+def test_scores_of_candidates_are_negative_losses_one_by_one(number, share_kv):
+    model = make_model(T5, TRANSFORMER, SMALL.replace(share_kv=share_kv), make_options())
+    params = model.init(jax.random.key(3))
+    batch, rng = small_batch(), np.random.default_rng(number)
+    targets = rng.integers(2, 48, (4, number, batch["targets"].shape[1]), dtype=np.int32)
+    lengths = rng.integers(1, targets.shape[2] + 1, targets.shape[:2])
+    targets[np.arange(targets.shape[2]) >= lengths[..., None]] = 0
+    scores = jax.jit(model.score)(params, batch, {"targets": targets})
+    assert scores.shape == (4, number)
+    loss = jax.jit(functools.partial(model.loss, key=None, train=False))
+    expected = [[-loss(params, {"inputs": batch["inputs"][i:i + 1], "targets": words[None]})
+                 .loss_sum for words in targets[i]] for i in range(4)]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_candidates_share_the_encoder_and_what_the_decoder_makes_of_its_output():
+    """Eight candidates cost XLA's FLOPs of one and of the decoder at seven times its positions."""
+    shape, options = SMALL.replace(d_model=32, d_ff=64), make_options(scan=False, vocab_size=256)
+    model = make_model(T5, TRANSFORMER, shape, options)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    batch = small_batch(batch_size=4)
+
+    def flops(count):
+        candidates = {"targets": np.ones((4, count, 6), np.int32)}
+        program = jax.jit(model.score).lower(params, batch, candidates).compile()
+        return program.cost_analysis()["flops"]
+
+    # The decoder's own positions: self-attention; query, maps and output of cross-attention; MLP.
+    # Logits are computed in a loop, whose body XLA counts once.
+    heads = shape.num_heads * shape.d_kv
+    layer = 2 * 6 * (32 * heads * 6 + 2 * heads * (6 + 10) + 2 * 32 * 64)
+    further = 7 * 4 * shape.num_decoder_layers * layer
+    assert 1.0 <= (flops(8) - flops(1)) / further <= 1.15
 
 
 def test_initial_loss_is_near_uniform():
@@ -309,8 +339,9 @@ def test_bfloat16_stays_near_and_returns_float32():
     batch = small_batch()
     exact, rough = small_model(), small_model(compute_dtype="bfloat16")
     params = small_params()
-    for name in ("score", "features"):
-        ours, theirs = getattr(rough, name)(params, batch), getattr(exact, name)(params, batch)
+    candidates = {"targets": batch["targets"][:, None]}
+    for name, more in (("score", (candidates,)), ("features", ())):
+        ours, theirs = (getattr(model, name)(params, batch, *more) for model in (rough, exact))
         assert ours.dtype == jnp.float32
         assert float(jnp.abs(ours - theirs).max()) < 0.1 * float(jnp.abs(theirs).max())
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64, Shaped
 
@@ -327,8 +326,7 @@ def _predictor(
     score = program.on_host(score)
 
     def rank(params: Params, batch: Batch) -> Float[Array, "batch candidates"]:
-        # candidates x [batch] -> [batch, candidates]
-        return jnp.stack([score(params, candidate) for candidate in candidates(batch)], axis=1)
+        return score(params, batch, candidates(batch))
 
     return rank
 

@@ -9,7 +9,7 @@ the causal mask hides it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,11 +26,15 @@ from deepnarrow.modality import (
     Model,
     Params,
     Stack,
+    StackOutput,
     axes_tree,
 )
 from deepnarrow.shape import Shape
 from deepnarrow.sharding import constrain, gathered
 from deepnarrow_text_t5.frame import count_frame
+
+# Candidates that share one projection of the encoder's output; each takes the memory of a decoder.
+SCORED_TOGETHER = 16
 
 
 def assemble(shape: Shape, options: ConfigDict, stacks: Mapping[str, Stack]) -> Model:
@@ -103,11 +107,29 @@ class T5:
         return LossOutput(jnp.sum(nll * weights), weight_sum, aux_loss,
                           {"accuracy": (jnp.sum(correct), weight_sum)})
 
-    def score(self, params: Params, batch: Batch) -> Float[Array, " batch"]:
-        """Returns the log-likelihood of each example's targets, padding left out."""
-        logits, _ = self.logits(params, batch, None, train=False)
-        nll = negative_log_likelihood(logits, batch["targets"])
-        return -jnp.sum(nll * (batch["targets"] != self.pad_id), axis=-1)
+    def score(
+        self, params: Params, batch: Batch, candidates: Batch
+    ) -> Float[Array, "batch candidates"]:
+        """Returns the log-likelihoods of the candidates' `targets`, padding left out.
+
+        `targets` is [batch, candidates, target_length]. The encoder runs once, and its keys and
+        values are projected once for `SCORED_TOGETHER` candidates, over which `vmap` goes; logits,
+        which are large, are those of one candidate at a time.
+        """
+        encoded = self.encode(params, batch["inputs"], None, train=False)
+
+        @jax.custom_batching.sequential_vmap
+        def likelihood(params: Params, x: jax.Array, targets: jax.Array) -> jax.Array:
+            nll = negative_log_likelihood(self._project(params, x), targets)
+            return -jnp.sum(nll * (targets != self.pad_id), axis=-1)
+
+        def one(targets: Int[Array, "batch target_length"]) -> Float[Array, " batch"]:
+            out = self._decode(params, encoded, targets, (None, None), train=False)
+            return likelihood(params, out.x, targets)
+
+        # [batch, candidates, target_length] -> [candidates, batch, target_length]
+        targets = jnp.moveaxis(jnp.asarray(candidates["targets"]), 1, 0)
+        return jax.lax.map(one, targets, batch_size=SCORED_TOGETHER).T  # -> [batch, candidates]
 
     def features(self, params: Params, batch: Batch) -> Float[Array, "batch d_model"]:
         """Returns the mean of the encoder's output over real positions, float32."""
@@ -145,11 +167,9 @@ class T5:
         self, params: Params, batch: Batch, key: Key | None, *, train: bool
     ) -> tuple[Float[Array, "batch target_length vocab"], Float[Array, ""]]:
         """Returns float32 logits of every target token given those before it, and the aux loss."""
-        encoder_key, embed_key, decoder_key = _split(key if train else None, 3)
+        encoder_key, *keys = _split(key if train else None, 3)
         encoded = self.encode(params, batch["inputs"], encoder_key, train=train)
-        x = self._embed(params, shift_right(batch["targets"], self.pad_id), embed_key)
-        out = self.decoder.apply(params["decoder"], x, context=encoded.x, context_mask=encoded.mask,
-                                 key=decoder_key, train=train)
+        out = self._decode(params, encoded, batch["targets"], keys, train=train)
         return self._project(params, out.x), encoded.aux_loss + out.aux_loss
 
     def encode(
@@ -162,6 +182,16 @@ class T5:
         x = self._embed(params, inputs, embed_key)
         out = self.encoder.apply(params["encoder"], x, mask=mask, key=encoder_key, train=train)
         return Encoded(out.x, out.mask, out.aux_loss)
+
+    def _decode(
+        self, params: Params, encoded: Encoded, targets: Int[Array, "batch target_length"],
+        keys: Sequence[Key | None], *, train: bool,
+    ) -> StackOutput:
+        """Applies the decoder to all positions, each of which sees the targets before it."""
+        embed_key, decoder_key = keys
+        x = self._embed(params, shift_right(targets, self.pad_id), embed_key)
+        return self.decoder.apply(params["decoder"], x, context=encoded.x,
+                                  context_mask=encoded.mask, key=decoder_key, train=train)
 
     def _embed(
         self, params: Params, tokens: Int[Array, "batch length"], key: Key | None

@@ -74,10 +74,9 @@ def build_task(text_task: TextTask, data_options: ConfigDict) -> Task:
         return make_rows(examples, vocabulary(), input_length, target_length,
                          referenced=text_task.referenced)
 
-    def candidates(batch: Batch) -> Sequence[Batch]:
-        size = len(batch["inputs"])
-        # [target_length] -> [batch, target_length], for each class
-        return [{**batch, "targets": np.tile(word, (size, 1))} for word in targets()]
+    def candidates(batch: Batch) -> Batch:
+        # [classes, target_length] -> [batch, classes, target_length]
+        return {"targets": np.tile(targets(), (len(batch["inputs"]), 1, 1))}
 
     def score(predictions: Num[np.ndarray, "n k"], truth: Any) -> Scores:
         said = answers(predictions, words, vocabulary())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,10 +32,10 @@ def module_task(data_options: ConfigDict) -> Task:
                              expected=f"one of {', '.join(SPLITS)}")
         return _rows(open_data(data_options), split)
 
-    def candidates(batch: Batch) -> Sequence[Batch]:
+    def candidates(batch: Batch) -> Batch:
         words = _label_words(open_data(data_options))
-        size = len(batch["inputs"])
-        return [{**batch, "targets": np.tile(word, (size, 1))} for word in words]
+        # [classes, target_length] -> [batch, classes, target_length]
+        return {"targets": np.tile(words, (len(batch["inputs"]), 1, 1))}
 
     return Task(
         name="stdlib_module", kinds=frozenset({"few_shot", "fine_tune"}),
