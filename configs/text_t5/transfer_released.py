@@ -3,9 +3,10 @@
     deepnarrow study configs/text_t5/transfer_released.py --workdir runs/transfer_released
 
 Every cell starts from a Hugging Face folder under MODELS (config.json, model.safetensors and
-spiece.model of google/t5-efficient-NAME; a `.bin` is refused, convert it first). Intermediate steps
-are entries of their own: `{"name": "t5-efficient-small", "step": 100_000, ...}`. Nothing is
-pre-trained, so the upstream metric is empty; the source's content is hashed into each trial's key.
+spiece.model of google/t5-efficient-NAME; a `.bin` is refused, convert it first). That spiece.model
+tokenises the tasks; another one in `data.vocabulary` is an error. Intermediate steps are entries of
+their own: `{"name": "t5-efficient-small", "step": 100_000, ...}`. Nothing is pre-trained, so the
+upstream metric is empty; the source's content is hashed into each trial's key.
 
 Protocol: the probe on encoder features, and fine-tuning with Adafactor at a constant 1e-3, dropout
 0.1, on RTE, BoolQ and WiC, the checkpoint best on validation, three seeds.
@@ -33,7 +34,6 @@ def get_config() -> ConfigDict:
             "checkpoints": tuple({"name": name, "format": "huggingface",
                                   "path": f"{MODELS}/{name}"} for name in names),
             "data": {
-                "vocabulary": f"{MODELS}/{names[0]}/spiece.model",
                 "tasks": {"super_glue": "data/SuperGLUE"},
                 "task_input_length": 512,
                 "task_target_length": 16,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class Foreign:
       header: its shape, options and files.
       options: the model's options, the header's laid over the defaults.
       sha256: of each file, by name.
+      data_files: by data option: `path` and `sha256` of the checkpoint's own file, or None.
     """
 
     path: str
@@ -57,6 +59,7 @@ class Foreign:
     header: CheckpointHeader
     options: ConfigDict
     sha256: Mapping[str, str]
+    data_files: Mapping[str, Mapping[str, str] | None]
 
     @property
     def content_hash(self) -> str:
@@ -115,7 +118,10 @@ def inspect(
                              hint="leave it out")
     options = resolve_options(modality.options, {**settings, **header.options}, f"{where}, options")
     header = dataclasses.replace(header, options={n: options[n] for n in header.options})
-    return Foreign(str(path), format_name, found, header, options, _hash_files(path, header))
+    own = {option: None if name is None else
+           {"path": name, "sha256": sha256_of(checked_file(path, name))}
+           for option, name in header.data_files.items()}
+    return Foreign(str(path), format_name, found, header, options, _hash_files(path, header), own)
 
 
 def read_foreign(foreign: Foreign, modality: Modality, registry: Registry) -> Params:
@@ -150,9 +156,11 @@ def import_checkpoint(
     shape, vocabulary = foreign.header.shape, registry.vocabulary(modality)
     info = RunInfo(modality.name, foreign.format.architecture,
                    shape_name(shape, foreign.options.to_dict(), vocabulary), shape,
-                   foreign.options.to_dict(), data={}, source=foreign.source())
+                   foreign.options.to_dict(), data={}, source=foreign.source(),
+                   data_files=foreign.data_files)
     with new_path(Path(run_dir)) as made:
         save_run(made, info, params)
+        _copy_data_files(info, path, made)
     return info
 
 
@@ -188,7 +196,16 @@ def export_checkpoint(
     options, params = run_options(info, registry), load_params(run_dir, registry)
     with new_path(Path(path)) as made:
         found.write(str(made), info.shape, options, params)
+        if made.is_dir():
+            _copy_data_files(info, run_dir, made)
     return info
+
+
+def _copy_data_files(info: RunInfo, source: str | Path, target: Path) -> None:
+    for own in filter(None, info.data_files.values()):
+        copy = safe_join(target, own["path"], f"output '{target}'")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checked_file(source, own["path"]), copy)
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -26,12 +26,16 @@ class CheckpointHeader:
         to its folder (its own name, where the checkpoint is one file); the core hashes their
         contents in this order.
       adjustable: options that may be set otherwise; `read` makes the params fit the header's.
+      data_files: data options that name a file which belongs to the weights, with the checkpoint's
+        own, a path like those of `files`; None where it came without. The core copies them on
+        import and export, and holds a study's data to them: see `pretrained.settle_data`.
     """
 
     shape: Shape
     options: Mapping[str, Any]
     files: tuple[str, ...]
     adjustable: frozenset[str] = frozenset()
+    data_files: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     RUN_DIR/run.json        what it is: modality, architecture, shape, options, where it came from
     RUN_DIR/checkpoints/    Orbax: one folder a step, the params under `state/params`
+    RUN_DIR/...             an imported checkpoint's own data files, e.g. a vocabulary
 
 `deepnarrow import` makes one of a foreign checkpoint, a study makes one of every trial
 (`WORKDIR/runs/KEY`). JAX is imported when weights are read.
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
-VERSION = 1
+VERSION = 2
 MAX_RUN_BYTES = 50_000_000  # a checkpoint of very many files has a long list of their hashes
 
 
@@ -50,6 +51,8 @@ class RunInfo:
       source: where the weights came from: `kind` is `import` (with the format, the path, the
         files' sha256 and one over all of them) or `trial` (with the study, the key and the seed).
       format: version of this file.
+      data_files: by data option, `path` and `sha256` of a file in this directory that belongs to
+        the weights; None where they were imported without.
     """
 
     modality: str
@@ -60,6 +63,7 @@ class RunInfo:
     data: Mapping[str, Any]
     source: Mapping[str, Any]
     format: int = VERSION
+    data_files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write_run(run_dir: Path, info: RunInfo) -> None:

@@ -20,7 +20,7 @@ from deepnarrow.errors import InputError
 from deepnarrow.modality import Modality, Task, Upstream
 from deepnarrow.ops import NamedShape, resolve
 from deepnarrow.plugins import Registry
-from deepnarrow.pretrained import Pretrained, open_pretrained
+from deepnarrow.pretrained import Pretrained, open_pretrained, settle_data, unchecked
 from deepnarrow.protocol import Budget, FewShot, FineTune, OptimizerConfig, Protocol
 from deepnarrow.records import Record
 from deepnarrow.settings import build
@@ -191,12 +191,16 @@ def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
     """Opens upstream data and the tasks that the protocol names; hashes their content.
 
     Raises:
-      InputError: a task does not exist, does not serve the stage that asks for it, or has too few
-        examples of a class for the shots.
+      InputError: a checkpoint cannot be opened or belongs to other data; a task does not exist,
+        does not serve the stage that asks for it, or has too few examples of a class for the shots.
     """
     modality = registry.modality(study.modality)
     where = f"modalities.{study.modality}"
     data = resolve_options(modality.data_options, study.data, f"{where}.data")
+    pretrained = {
+        source.label: open_pretrained(source, modality, registry, f"{where}.checkpoints[{i}]")
+        for i, source in enumerate(study.checkpoints)}
+    data = settle_data(data, modality, pretrained, where)
     options = resolve_options(modality.options, study.options, f"{where}.options")
     upstream = modality.upstream(data, options)
     facts: dict[str, Any] = {
@@ -219,9 +223,6 @@ def open_data(study: ModalityStudy, registry: Registry) -> ModalityData:
                 _check_shots(task, stage, place)
             else:
                 _check_classes(task)
-    pretrained = {
-        source.label: open_pretrained(source, modality, registry, f"{where}.checkpoints[{i}]")
-        for i, source in enumerate(study.checkpoints)}
     if pretrained and not study.evaluate_upstream:
         facts = {name: fact for name, fact in facts.items() if not name.startswith("upstream/")}
     return ModalityData(modality, upstream, tasks["few_shot"], tasks["fine_tune"], facts,
@@ -316,6 +317,7 @@ def plan_trials(
     trials: dict[str, Trial] = {}
     notes: dict[str, None] = {}
     for name, study in config.modalities.items():
+        notes |= dict.fromkeys(f"{name}: {note}" for note in unchecked(data[name].pretrained))
         own = (_checkpoint_trials(study, data[name]) if study.checkpoints
                else _shape_trials(study, data[name], config.seeds, registry))
         for trial in own:

@@ -154,7 +154,7 @@ def test_links_inside_a_checkpoint_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("{", "is no JSON"), ("[]", "run.json"), ('{"format": 2}', "later version"),
+    ("{", "is no JSON"), ("[]", "run.json"), ('{"format": 3}', "later version"),
     ('{"format": 1}', "modality: is missing"), ("[" * 100_000, "is no JSON"),
 ])
 def test_a_damaged_run_file_is_bad_input(tmp_path, content, message):

@@ -1,6 +1,7 @@
 """T5 weights in and out: what transformers and T5X wrote gives what they compute; bad input."""
 
 import functools
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -16,14 +17,19 @@ from flax import serialization
 from safetensors.numpy import load_file
 
 from deepnarrow.assemble import build_stacks, make_model
+from deepnarrow.cli import main
+from deepnarrow.config import CheckpointSource, ModalityStudy, StudyConfig
 from deepnarrow.errors import InputError
 from deepnarrow.foreign import export_checkpoint, import_checkpoint, inspect, read_foreign, save_run
 from deepnarrow.layers.transformer import TRANSFORMER
 from deepnarrow.plugins import registry
+from deepnarrow.protocol import FewShot, Protocol
 from deepnarrow.rundir import RunInfo, load_params, read_run, run_options
 from deepnarrow.shape import Shape
 from deepnarrow.tensorfiles import write_safetensors
+from deepnarrow.trials import open_data, plan_trials
 from deepnarrow_text_t5.model import make_t5
+from deepnarrow_text_t5.vocabulary import train_vocabulary
 
 HERE = pathlib.Path(__file__).parent
 SHAPE = Shape(2, 1, d_model=16, d_ff=24, d_kv=6, num_heads=3)
@@ -361,3 +367,141 @@ def test_layers_may_lie_on_the_first_axis(golden, tmp_path):
     change_tree(folder, change)
     read = read_foreign(inspect(T5, "t5x", folder), T5, registry())
     jax.tree.map(np.testing.assert_array_equal, read, expected)
+
+
+# --- the vocabulary beside the weights ------------------------------------------------------------
+PIECES = 512
+STAGES = Protocol(few_shot=FewShot(("words",), shots=(1,), seeds=1))
+
+
+@functools.cache
+def pieces(words):
+    """A SentencePiece model; other words, another one of as many pieces."""
+    return train_vocabulary([f"{word} {i * 7919}" for word in words.split() for i in range(500)],
+                            PIECES)
+
+
+@pytest.fixture
+def with_pieces(tmp_path, monkeypatch):
+    """A Hugging Face folder of random weights, as wide as its `spiece.model` needs; a task."""
+    monkeypatch.setenv("DEEPNARROW_CACHE", str(tmp_path / "cache"))
+    settings = {"vocab_size": 640, "relative_buckets": 8}
+    save_random_run(tmp_path / "made", SHAPE, settings)
+    export_checkpoint(tmp_path / "made", "huggingface", tmp_path / "hf", registry())
+    (tmp_path / "hf" / "spiece.model").write_bytes(pieces("red green blue"))
+    (tmp_path / "words.jsonl").write_text("".join(
+        json.dumps({"text": f"red {i}", "label": i % 2}) + "\n" for i in range(200)))
+    return tmp_path / "hf"
+
+
+def checkpoint_study(*sources, **data):
+    folder = pathlib.Path(sources[0].path).parent
+    custom = {"words": f"jsonl:{folder}/words.jsonl#text->label"}
+    part = ModalityStudy("text_t5", (), STAGES, checkpoints=sources,
+                         data={"custom_tasks": custom, "task_target_length": 4, **data},
+                         options={})
+    return StudyConfig("pieces", (0,), {"text_t5": part})
+
+
+def plan(config):
+    data = open_data(config.modalities["text_t5"], registry())
+    trials, notes = plan_trials(config, registry(), {"text_t5": data})
+    return trials, notes, data.tasks["words"].examples("train").content_hash
+
+
+def imported(with_pieces):
+    run_dir = with_pieces.parent / "run"
+    import_checkpoint("text_t5", "huggingface", with_pieces, run_dir, registry())
+    return run_dir
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "run"])
+def test_a_study_of_a_checkpoint_tokenises_with_its_own_vocabulary(with_pieces, kind):
+    path = with_pieces if kind == "huggingface" else imported(with_pieces)
+    source = CheckpointSource("a", kind, str(path))
+    trials, notes, content = plan(checkpoint_study(source))
+    sha256 = hashlib.sha256(pieces("red green blue")).hexdigest()
+    assert trials[0].config()["checkpoint"]["data_files"] == {"vocabulary": sha256}
+    assert trials[0].options["vocab_size"] == 640
+    assert notes == []
+    copy = with_pieces.parent / "copy.model"
+    copy.write_bytes(pieces("red green blue"))
+    named = plan(checkpoint_study(source, vocabulary=str(copy)))
+    assert (named[0][0].key, named[2]) == (trials[0].key, content)  # content decides, not the path
+    (with_pieces / "spiece.model").unlink()
+    other = plan(checkpoint_study(CheckpointSource("a", "huggingface", str(with_pieces)),
+                                  vocabulary=str(copy)))
+    assert other[2] == content
+    assert other[1] == ["text_t5: checkpoint a came without a file for data.vocabulary, so nothing "
+                        "checks that it was trained with the study's"]
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "run"])
+def test_another_vocabulary_than_the_checkpoints_is_refused(with_pieces, kind):
+    path = with_pieces if kind == "huggingface" else imported(with_pieces)
+    other = with_pieces.parent / "other.model"
+    other.write_bytes(pieces("yellow green blue"))
+    source = CheckpointSource("a", kind, str(path))
+    message = (r"^modalities.text_t5.data.vocabulary: is another file than checkpoint 'a' came "
+               r"with \(got .*other.model; expected .*spiece.model\). Hint: leave the option out")
+    with pytest.raises(InputError, match=message) as error:
+        plan(checkpoint_study(source, vocabulary=str(other)))
+    assert "\n" not in str(error.value)
+    assert not (with_pieces.parent / "cache").exists()  # before anything was tokenised
+    with pytest.raises(InputError, match=r"vocabulary 'none.model': cannot be read"):
+        plan(checkpoint_study(source, vocabulary="none.model"))
+
+
+def test_a_corpus_prepared_with_another_vocabulary_is_refused(with_pieces):
+    folder = with_pieces.parent
+    (folder / "other.model").write_bytes(pieces("yellow green blue"))
+    (folder / "text.txt").write_text("\n".join(f"red green {i}" for i in range(3000)))
+    data = T5.data_options.copy_and_resolve_references()
+    data.update({"source": f"text:{folder}/text.txt#line",
+                 "vocabulary": str(folder / "other.model")})
+    assert T5.prepare is not None
+    T5.prepare(data, folder / "corpus", lambda *_: None)
+    config = checkpoint_study(CheckpointSource("a", "huggingface", str(with_pieces)),
+                              source=f"prepared:{folder}/corpus")
+    with pytest.raises(InputError, match=r"was made with another vocabulary \(got .*spiece.model"):
+        plan(config)
+
+
+def test_checkpoints_of_different_vocabularies_are_studies_of_their_own(with_pieces):
+    second = pathlib.Path(shutil.copytree(with_pieces, with_pieces.parent / "second"))
+    sources = [CheckpointSource(name, "huggingface", str(path))
+               for name, path in (("a", with_pieces), ("b", second))]
+    _, notes, _ = plan(checkpoint_study(*sources))
+    assert notes == ["text_t5: b is a; it is run once"]
+    (second / "spiece.model").write_bytes(pieces("yellow green blue"))
+    with pytest.raises(InputError, match=r"checkpoints: came with different files for data.vocabul"
+                       r"ary .*make 'a' and 'b' studies"):
+        plan(checkpoint_study(*sources))
+
+
+def test_import_and_export_take_the_vocabulary_along(with_pieces):
+    run_dir = imported(with_pieces)
+    model = pieces("red green blue")
+    assert (run_dir / "spiece.model").read_bytes() == model
+    assert read_run(run_dir).data_files == {"vocabulary": {
+        "path": "spiece.model", "sha256": hashlib.sha256(model).hexdigest()}}
+    export_checkpoint(run_dir, "huggingface", run_dir.parent / "out", registry())
+    assert (run_dir.parent / "out" / "spiece.model").read_bytes() == model
+    again = inspect(T5, "huggingface", run_dir.parent / "out")
+    assert again.content_hash == inspect(T5, "huggingface", with_pieces).content_hash
+    (run_dir / "spiece.model").write_bytes(pieces("yellow green blue"))
+    with pytest.raises(InputError, match=r"spiece.model': is not the one that was imported"):
+        plan(checkpoint_study(CheckpointSource("a", "run", str(run_dir))))
+
+
+def test_a_linked_vocabulary_is_refused_and_none_is_said(with_pieces, hugging_face, capsys):
+    assert main(["import", "text_t5", "huggingface", str(hugging_face),
+                 str(with_pieces.parent / "bare")]) == 0
+    assert "came without" in capsys.readouterr().out
+    assert read_run(with_pieces.parent / "bare").data_files == {"vocabulary": None}
+    file = with_pieces / "spiece.model"
+    file.rename(with_pieces.parent / "elsewhere")
+    file.symlink_to(with_pieces.parent / "elsewhere")
+    with pytest.raises(InputError, match="is a link, which is not followed"):
+        import_checkpoint("text_t5", "huggingface", with_pieces, with_pieces.parent / "x",
+                          registry())

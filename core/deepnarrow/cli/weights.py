@@ -40,7 +40,7 @@ def export(options: argparse.Namespace) -> Output:
 def _output(info: RunInfo, written: str) -> Output:
     document = {"written": written, "modality": info.modality, "architecture": info.architecture,
                 "name": info.name, "shape": info.shape.to_dict(), "options": dict(info.options),
-                "source": dict(info.source)}
+                "source": dict(info.source), "data_files": dict(info.data_files)}
     return Output(document, lambda console: _show(console, document))
 
 
@@ -48,5 +48,7 @@ def _show(console: Console, document: dict[str, Any]) -> None:
     rows = [(name, document[name]) for name in ("modality", "architecture", "name")]
     rows += document["shape"].items()
     rows += [(f"options.{name}", value) for name, value in document["options"].items()]
+    rows += [(f"data.{option}", own["path"] if own else "came without")
+             for option, own in document["data_files"].items()]
     console.print(table(["", "value"], rows))
     console.print(f"written: {document['written']}", markup=False, soft_wrap=True)

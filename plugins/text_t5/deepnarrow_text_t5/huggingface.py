@@ -1,6 +1,7 @@
 """The format `huggingface`: a folder as `transformers` writes it for T5 1.0.
 
-`config.json` says the shape; `model.safetensors` (or its shards) hold the weights. T5 1.1 (gated
+`config.json` says the shape; `model.safetensors` (or its shards) hold the weights; the data's
+option `vocabulary` is held to `spiece.model`, where that lies beside them. T5 1.1 (gated
 MLP, a table of its own for the logits) is another model and refused; so are pickles.
 """
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+PIECES = "spiece.model"
 NORM_EPS = 1e-6
 # Their names of our fields and options, and what their configuration takes where one is left out.
 _FIELDS = {"num_encoder_layers": ("num_layers", 6), "d_model": ("d_model", 512),
@@ -63,7 +65,8 @@ def inspect(path: str) -> CheckpointHeader:
     found = {name: header.shape for name, header in read_headers(path, files).items()}
     check_state(f"checkpoint '{path}'", found, shape, options["vocab_size"],
                 options["relative_buckets"])
-    return CheckpointHeader(shape, options, (CONFIG, *files))
+    pieces = PIECES if (Path(path) / PIECES).exists() else None
+    return CheckpointHeader(shape, options, (CONFIG, *files), data_files={"vocabulary": pieces})
 
 
 def read(path: str, header: CheckpointHeader) -> Params:

@@ -57,9 +57,10 @@ def default_data_options() -> ConfigDict:
                                         `paragraph` or a `line`
         PATH is a file, a folder or a pattern; `{split}` in it stands for `train` and `validation`.
         What is not prepared is tokenised at first use, into the cache, up to 2 GiB.
-      vocabulary: path of a SentencePiece model, e.g. T5's `spiece.model`; empty: one is trained on
-        the training documents. With 100 sentinels, and rounded up to a multiple of 128, its pieces
-        decide the model's `vocab_size` (T5's 32,000 -> 32,128).
+      vocabulary: path of a SentencePiece model, e.g. T5's `spiece.model`; empty: that of the
+        checkpoints, where a study starts from some; else one is trained on the training documents.
+        With 100 sentinels, and rounded up to a multiple of 128, its pieces decide the model's
+        `vocab_size` (T5's 32,000 -> 32,128).
       num_pieces: of the vocabulary that is trained (1024 -> 1152).
       validation_share: of the documents, by their hash, where a source has no splits of its own
         (C4 has).

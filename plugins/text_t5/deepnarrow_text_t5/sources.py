@@ -135,7 +135,8 @@ def _check_vocabulary(store: TokenStore, source: str, vocabulary: str) -> None:
     if vocabulary and read_vocabulary(vocabulary).content_hash != store.vocabulary.content_hash:
         raise InputError(WHERE, f"{source} was made with another vocabulary", got=vocabulary,
                          expected="the one it holds as vocabulary.model",
-                         hint="leave the option vocabulary out, or prepare the corpus again")
+                         hint="prepare the corpus again with that one; where no checkpoint decides "
+                         "it, leave the option vocabulary out")
 
 
 def _cached_store(settings: StoreSettings) -> TokenStore:

@@ -75,7 +75,7 @@ def inspect(path: str) -> CheckpointHeader:
         raise InputError(f"checkpoint '{path}'", "holds arrays that a T5 1.0 has no place for",
                          got=", ".join(left[:3]))
     files = sorted({file for leaf in found.values() for file in leaf.files})
-    return CheckpointHeader(shape, options, (STATE_FILE, *files))
+    return CheckpointHeader(shape, options, (STATE_FILE, *files), data_files={"vocabulary": None})
 
 
 def read(path: str, header: CheckpointHeader) -> Params:
