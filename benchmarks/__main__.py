@@ -80,6 +80,8 @@ def _depth(found: Any) -> Iterator[Row]:
         if row["layers"] == 96:
             yield Row(f"{row['modality']}: step time a layer, up to 96 layers over up to 24",
                       row["per_layer_over_24"], "0.85 to 1.15")
+            yield Row(f"{row['modality']}: bytes a layer and example, full remat, over the carry",
+                      row["full_remat_bytes_a_layer_and_example"] / row["carry_bytes"], "<= 1")
 
 
 def _fewshot(found: Any) -> Iterator[Row]:

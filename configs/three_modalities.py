@@ -8,10 +8,11 @@ Python standard library, vision scikit-learn's digits, peptides are made up; eac
 the same number of examples and transferred to one task. Every modality has a reference, a
 deep-narrow and a shallow-wide shape of its cost, in the same notation.
 
-Time: not measured on an idle machine yet; `--dry-run` says 6 to 7 minutes of training on 2 CPU
-cores, to which compiling and transfer come.
-Expect: too few steps for an answer. What is shown is that one study, one store and one report hold
-three modalities: a row a shape, a front a modality, and whether operators agree over all three.
+Time: 8.6 minutes of CPU time, everything cold; by the clock 20 minutes on 2 cores that a test suite
+and two more programs shared, so about 6 when idle. Memory: 1.4 GB.
+Expect: too few steps for an answer (peptides 2.97 to 3.00, text 4.50 to 4.59, vision 2.5 to 2.9
+upstream). What is shown is that one study, one store and one report hold three modalities: a row a
+shape, a front a modality, and whether operators agree over all three.
 """
 
 from ml_collections import ConfigDict
