@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
-from deepnarrow.errors import PluginError
+from deepnarrow.errors import InputError, PluginError
 
+# Packages whose lines on the way to an error are not the author's.
+_CARRIERS = {"deepnarrow", "pluggy", "importlib"}
 PATIENCE = 10.0  # seconds that a plugin may load before its name is told
 
 
@@ -22,7 +26,18 @@ def contained(what: str) -> Iterator[None]:
         raise
     except BaseException as error:  # SystemExit too: no plugin ends the program
         detail = f": {error}" if str(error) else ""
-        raise PluginError("", f"{what}{type(error).__name__}{detail}") from error
+        raise PluginError("", f"{what}{type(error).__name__}{detail}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, ` (data.py, line 3)`: the innermost line that is the plugin's."""
+    if isinstance(error, (SyntaxError, InputError)):  # they say it themselves
+        return ""
+    lines = [f" ({Path(frame.filename).name}, line {frame.lineno})"
+             for frame in traceback.extract_tb(error.__traceback__)
+             if not frame.filename.startswith("<")
+             and not _CARRIERS & set(Path(frame.filename).parts)]
+    return lines[-1] if lines else ""
 
 
 @contextlib.contextmanager

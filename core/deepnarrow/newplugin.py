@@ -28,7 +28,7 @@ def new_plugin(name: str, directory: str | Path, taken: frozenset[str] = frozens
     Args:
       name: of the modality.
       directory: made; must not exist.
-      taken: names of modalities that are registered.
+      taken: names of modalities and entry points that are registered.
 
     Returns:
       The files, relative to `directory`.
@@ -36,13 +36,13 @@ def new_plugin(name: str, directory: str | Path, taken: frozenset[str] = frozens
     Raises:
       InputError: the name cannot be one or is taken, or the directory exists or cannot be written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+    if not re.fullmatch(r"[a-z]([a-z0-9_]{0,38}[a-z0-9])?", name):
         raise InputError("new-plugin NAME", "cannot be the name of a modality and of its package",
                          got=repr(shorten(name)),
-                         expected="a letter a-z, then letters, digits and _, 40 at most")
+                         expected="a letter a-z, then letters, digits and _; no _ last; 40 at most")
     if name in taken:
-        raise InputError("new-plugin NAME", "is a modality already", got=name,
-                         hint="choose another name, or uninstall its plugin")
+        raise InputError("new-plugin NAME", "is the name of a modality or a plugin already",
+                         got=name, hint="choose another name, or uninstall its plugin")
     words = {"@NAME@": name, "@PACKAGE@": f"deepnarrow_{name}"}
     written = []
     with new_path(Path(directory)) as made:

@@ -370,7 +370,8 @@ def test_list_says_why_a_plugin_is_unavailable(tmp_path):
     done = child("list", "plugins", "--json", env=environment)
     [row] = [row for row in json.loads(done.stdout) if row["name"] == "audio"]
     assert row == {"name": "audio", "distribution": "acme-audio", "version": "0.3", "registers": {},
-                   "error": "import failed: ModuleNotFoundError: No module named 'absent_library'"}
+                   "error": "import failed: ModuleNotFoundError: No module named 'absent_library' "
+                            "(acme_audio_plugin.py, line 2)"}
     assert done.stderr.startswith("hello\n")
     table = child("list", "plugins", env=environment).stdout
     assert "absent_library" in table

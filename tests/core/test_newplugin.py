@@ -101,11 +101,12 @@ def test_it_is_whole_short_and_names_nothing_else(tmp_path):
 
 @pytest.mark.parametrize(("name", "message"), [
     ("Sounds", "cannot be the name"), ("a-b", "cannot be the name"), ("", "cannot be the name"),
-    ("../x", "cannot be the name"), ("text_t5", "is a modality already"),
+    ("../x", "cannot be the name"), ("text_t5", "is the name of a modality"),
+    ("builtin", "or a plugin already"), ("sounds_", "no _ last"), ("a" * 41, "40 at most"),
 ])
 def test_bad_names_write_nothing(tmp_path, name, message):
     with pytest.raises(InputError, match=message):
-        new_plugin(name, tmp_path / "new", frozenset({"text_t5"}))
+        new_plugin(name, tmp_path / "new", frozenset({"text_t5", "builtin"}))
     assert list(tmp_path.iterdir()) == []
 
 

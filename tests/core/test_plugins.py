@@ -179,9 +179,12 @@ def test_an_observer_that_fails_is_named_once_and_harms_nobody(install, capsys):
     lines = err.splitlines()
     assert [lines.count(line) for line in ("step 1", "step 2", "end")] == [3, 3, 2]
     assert sorted(line for line in lines if line.startswith("warning")) == [
-        "warning: plugin 'bad' of acme-bad: deepnarrow_run_end raised SystemExit: 3",
-        "warning: plugin 'bad' of acme-bad: deepnarrow_step_end raised ValueError: two\\nlines",
-        "warning: plugin 'worse' of acme-worse: deepnarrow_step_end raised KeyError: 'no'"]
+        "warning: plugin 'bad' of acme-bad: deepnarrow_run_end raised SystemExit: 3 "
+        "(fake_plugin_0.py, line 11)",
+        "warning: plugin 'bad' of acme-bad: deepnarrow_step_end raised ValueError: two\\nlines "
+        "(fake_plugin_0.py, line 7)",
+        "warning: plugin 'worse' of acme-worse: deepnarrow_step_end raised KeyError: 'no' "
+        "(fake_plugin_2.py, line 7)"]
     assert len(lines) == 8 + 3
 
 
@@ -285,8 +288,10 @@ def test_list_works_beside_plugins_that_fail_exit_hang_and_print(tmp_path):
         check=True, env={**os.environ, "PYTHONPATH": path})
     plugins = {row["name"]: row for row in json.loads(done.stdout)["plugins"]}
     assert {name: plugins[name]["error"] for name in bad} == {
-        "fails": "import failed: ModuleNotFoundError: No module named 'no_such_module'",
-        "exits": "import failed: SystemExit: 3", "hangs": None, "prints": None}
+        "fails": "import failed: ModuleNotFoundError: No module named 'no_such_module' "
+                 "(bad_fails.py, line 1)",
+        "exits": "import failed: SystemExit: 3 (bad_exits.py, line 2)",
+        "hangs": None, "prints": None}
     assert all(plugins[name]["distribution"] == f"acme-{name}" for name in bad)
     assert all(plugins[name]["version"] == "1.2" for name in bad)
     assert {"text_t5", "vision_vit"} <= plugins.keys()

@@ -14,7 +14,9 @@ def run(options: argparse.Namespace) -> Output:
     from deepnarrow.plugins import registry
 
     directory = options.out or f"deepnarrow-{options.name}"
-    files = new_plugin(options.name, directory, frozenset(registry().modalities))
+    known = registry()
+    taken = frozenset({*known.modalities, *(plugin.name for plugin in known.plugins)})
+    files = new_plugin(options.name, directory, taken)
     document = {"directory": str(directory), "files": [str(path) for path in files]}
     lines = [*(str(Path(directory) / path) for path in files), "",
              f"now: pip install -e '{directory}[dev]' && deepnarrow check {options.name}"]

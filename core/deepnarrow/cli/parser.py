@@ -12,8 +12,8 @@ from deepnarrow.cli.output import write_text
 from deepnarrow.errors import InputError, shorten, suggest
 
 PROG = "deepnarrow"
-EPILOG = """exit codes: 0 done, 1 a bug, 2 bad input, 3 diverged (train), 75 stopped on request (run
-it again)
+EPILOG = """exit codes: 0 done, 1 a bug, 2 bad input, 3 diverged (train), 4 a check failed, 70 hung,
+75 stopped on request (run it again)
 deepnarrow COMMAND --help shows a command's arguments"""
 LIST_KINDS = (
     "modalities", "architectures", "ops", "tasks", "strategies", "forms", "launchers",
