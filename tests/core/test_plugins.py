@@ -7,6 +7,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -178,13 +179,14 @@ def test_an_observer_that_fails_is_named_once_and_harms_nobody(install, capsys):
     assert out == ""
     lines = err.splitlines()
     assert [lines.count(line) for line in ("step 1", "step 2", "end")] == [3, 3, 2]
-    assert sorted(line for line in lines if line.startswith("warning")) == [
+    told = [re.sub(r"fake_plugin_\d+", "fake_plugin", line) for line in lines]
+    assert sorted(line for line in told if line.startswith("warning")) == [
         "warning: plugin 'bad' of acme-bad: deepnarrow_run_end raised SystemExit: 3 "
-        "(fake_plugin_0.py, line 11)",
+        "(fake_plugin.py, line 11)",
         "warning: plugin 'bad' of acme-bad: deepnarrow_step_end raised ValueError: two\\nlines "
-        "(fake_plugin_0.py, line 7)",
+        "(fake_plugin.py, line 7)",
         "warning: plugin 'worse' of acme-worse: deepnarrow_step_end raised KeyError: 'no' "
-        "(fake_plugin_2.py, line 7)"]
+        "(fake_plugin.py, line 7)"]
     assert len(lines) == 8 + 3
 
 
