@@ -19,7 +19,7 @@ from deepnarrow import testing
 from deepnarrow.cli import main
 from deepnarrow.errors import InputError
 from deepnarrow.formats import CheckpointFormat, CheckpointHeader
-from deepnarrow.modality import FlopTerm, ParamArray, axes_tree
+from deepnarrow.modality import FlopTerm, Metric, ParamArray, Scores, axes_tree
 from deepnarrow.plugins import PluginInfo
 from deepnarrow.testing import (
     CHECKS,
@@ -164,6 +164,13 @@ def eager_module():
         subject.registry, plugins=(info,)))
 
 
+def one_key(model, shape, options):
+    def loss(params, batch, key, *, train):
+        return model.loss(params, batch, toy_key() if train else key, train=train)
+
+    return {"loss": loss}
+
+
 def subject_of(made):
     return made if isinstance(made, Subject) else make_subject(made)
 
@@ -209,6 +216,23 @@ FAULTS = {
     "test split is training": ("splits_share_no_example", "is in the training split",
                                lambda: with_task(
                                    examples=lambda task: lambda split: task.examples("train"))),
+    "validation is training": ("splits_share_no_example", "upstream: example .* in the training",
+                               lambda: with_upstream(lambda upstream: dataclasses.replace(
+                                   upstream, validation=dataclasses.replace(
+                                       upstream.train, content_hash="another")))),
+    "a metric nobody measures": ("metrics", "the model's loss measures accuracy, loss",
+                                 lambda: with_upstream(lambda upstream: dataclasses.replace(
+                                     upstream, metric=Metric("acuracy", "max")))),
+    "a task's metric with a typo": ("metrics", "score returns accuracy", lambda: with_task(
+        metric=lambda task: Metric("acuracy", "max"))),
+    "a score that raises": ("metrics", "raises KeyError", lambda: with_task(
+        score=lambda task: lambda predictions, labels: {}["accuracy"])),
+    "a score of nothing": ("metrics", "finite number", lambda: with_task(
+        score=lambda task: lambda predictions, labels: Scores({"accuracy": np.nan}, None))),
+    "a baseline of fewer rows": ("metrics", "a row for every example", lambda: with_task(
+        baseline=lambda task: lambda split: task.baseline(split)[1:])),
+    "dropout of one key": ("dropout_follows_the_key", "draw dropout from `key`",
+                           lambda: with_model(one_key)),
     "labels in another order": ("labels", "another label than labels", lambda: with_task(
         examples=lambda task: lambda split: dataclasses.replace(
             task.examples(split), labels=lambda: np.roll(task.examples(split).labels(), 1)))),
@@ -247,7 +271,13 @@ FAULTS = {
     "features of the batch": ("features", "let none see another", lambda: with_model(
         lambda model, shape, options: {"features": lambda params, batch: (
             lambda x: x + jnp.cumsum(x, axis=0))(model.features(params, batch))})),
-    "features know the label": ("labels_do_not_leak", "changes with the label", lambda: with_model(
+    "features less the batch's mean": ("features", "let none see another", lambda: with_model(
+        lambda model, shape, options: {"features": lambda params, batch: (
+            lambda x: x - x.mean(axis=0))(model.features(params, batch))})),
+    "features that are no numbers": ("features", "are not finite", lambda: with_model(
+        lambda model, shape, options: {"features": lambda params, batch: (
+            model.features(params, batch) * jnp.nan)})),
+    "features know the label": ("labels_do_not_leak", "features change with the label", lambda: with_model(
         lambda model, shape, options: {"features": lambda params, batch: (
             model.features(params, batch) + 0.1 * batch["label"][:, None])})),
     "a head of the old size": ("adapt", "make a new head", lambda: dataclasses.replace(
@@ -299,6 +329,14 @@ def test_a_task_without_data_is_left_out_and_named():
     assert list(subject.tasks) == ["toy_task"]
     assert subject.left_out == {"far": "task 'far': its data is not configured"}
     dict(modality_checks(subject))["labels"]()
+
+
+def test_the_batch_of_a_source_that_is_sorted_by_class_holds_several():
+    def by_class(source):
+        order = np.argsort(source.labels(), kind="stable")
+        return dataclasses.replace(source, load=lambda index, rng: source.load(order[index], rng))
+
+    assert set(make_subject(with_train(by_class)).batch["label"].tolist()) == {0, 1, 2}
 
 
 def test_every_check_is_public_short_and_says_its_promise():

@@ -10,5 +10,5 @@ from deepnarrow.testing import check_modality, fake_devices, make_subject
 def test_a_shipped_modality_keeps_every_promise(name):
     fake_devices()
     results = check_modality(make_subject(name), on_fail="return")
-    assert len(results) >= 30
+    assert len(results) >= 32
     assert {r.name: r.message for r in results if r.outcome != "passed"} == {}

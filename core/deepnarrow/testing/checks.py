@@ -25,8 +25,10 @@ from deepnarrow.testing.moving import (
     check_checkpoint_formats,
     check_features,
     check_labels_do_not_leak,
+    check_metrics,
 )
 from deepnarrow.testing.numerics import (
+    check_dropout_follows_the_key,
     check_every_parameter_learns,
     check_init_follows_the_key,
     check_it_learns,
@@ -54,11 +56,12 @@ CHECKS: dict[str, Check] = {
         check_registration, check_imports_without_jax,
         check_content_hash, check_loading_is_a_function, check_examples_have_one_form,
         check_splits_share_no_example, check_labels, check_stream_is_one_for_all_hosts,
-            check_params_are_counted, check_axes, check_big_arrays_are_split, check_operators_build,
+        check_params_are_counted, check_axes, check_big_arrays_are_split, check_operators_build,
         check_depth_is_layers, check_operators_change_what_they_claim, check_flops_are_counted,
         check_flops_grow_with_depth, check_flops_grow_with_width,
         check_init_follows_the_key, check_loss_is_a_sum, check_masked_examples_count_for_nothing,
-        check_every_parameter_learns, check_features, check_labels_do_not_leak, check_adapt,
+        check_dropout_follows_the_key, check_every_parameter_learns, check_features,
+        check_labels_do_not_leak, check_metrics, check_adapt,
         check_checkpoint_formats, check_scale_of_features, check_it_learns,
         check_step_compiles_once, check_arrangements_agree, check_training_resumes,
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepnarrow.data import TrainStream
 from deepnarrow.modality import Source
-from deepnarrow.testing.subject import Subject, expect, load
+from deepnarrow.testing.subject import Subject, expect, load, spread
 
 ROWS, LATER = 8, 3  # of a batch; the step that a resumed stream begins at
 
@@ -53,14 +53,15 @@ def check_content_hash(subject: Subject) -> None:
 
 
 def check_splits_share_no_example(subject: Subject) -> None:
-    """No example of a task's test split is in its training split."""
+    """No example of upstream's validation or of a task's test split is in the training split."""
+    upstream = subject.upstream
+    shared = _shared(upstream.train, upstream.validation)
+    expect(not shared, f"upstream: example {shared[:1]} of validation is in the training split; "
+           "remove repeats, and split by a hash of the content")
     for name, task in subject.tasks.items():
         if task.num_classes is None:
             continue
-        seen = {_digest(load(task.examples("train"), i))
-                for i in _spread(task.examples("train"), 512)}
-        test = task.examples("test")
-        shared = [i for i in _spread(test, 512) if _digest(load(test, i)) in seen]
+        shared = _shared(task.examples("train"), task.examples("test"))
         expect(not shared, f"task {name}: example {shared[:1]} of the test split is in the "
                "training split; remove repeats, and split by a hash of the content")
 
@@ -93,7 +94,19 @@ def _sources(subject: Subject) -> Mapping[str, Source]:
 
 def _spread(source: Source, count: int = 16) -> list[int]:
     """Up to `count` indices over the whole source, the first and the last among them."""
-    return sorted({int(i) for i in np.linspace(0, source.num_examples - 1, count)})
+    return sorted(set(spread(source, count)))
+
+
+def _shared(train: Source, held_out: Source) -> list[int]:
+    """Indices of `held_out` whose examples are in `train` too, of some hundreds of each.
+
+    All are loaded with one and the same generator, so that what is drawn of equal content is equal.
+    """
+    def digest(source: Source, index: int) -> tuple[tuple[str, bytes], ...]:
+        return _digest(source.load(index, np.random.default_rng(0)))
+
+    seen = {digest(train, i) for i in _spread(train, 512)}
+    return [i for i in _spread(held_out, 512) if digest(held_out, i) in seen]
 
 
 def _digest(example: Mapping[str, Any]) -> tuple[tuple[str, bytes], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -9,15 +10,59 @@ import jax
 import numpy as np
 
 from deepnarrow.errors import NotApplicable
-from deepnarrow.modality import EXAMPLE_MASK
+from deepnarrow.modality import EXAMPLE_MASK, Scores, Task
 from deepnarrow.testing.subject import (
+    BATCH_SIZE,
     RTOL,
     Subject,
     expect,
     leaves_by_path,
     make_batch,
     name_of,
+    spread,
 )
+from deepnarrow.transfer.finetune import truth
+
+
+def check_metrics(subject: Subject) -> None:
+    """Upstream's metric is one that the loss measures, and a task scores with its own."""
+    out = jax.eval_shape(functools.partial(subject.model.loss, train=False), subject.params,
+                         subject.batch, None)
+    metric, known = subject.upstream.metric.name, sorted({"loss", *out.metrics})
+    expect(metric in known, f"upstream's metric is {metric!r} and the model's loss measures "
+           f"{', '.join(known)}; name one of these, or add it to LossOutput.metrics")
+    for name, task in subject.tasks.items():
+        if "fine_tune" in task.kinds:
+            try:
+                scored = _score(subject, task).metrics
+            except Exception as error:
+                expect(False, f"task {name}: scoring {BATCH_SIZE} predictions raises "
+                       f"{type(error).__name__}: {error}; mend the task's score, or what it gets")
+            metric = task.metric.name
+            expect(metric in scored, f"task {name}: its metric is {metric!r} and score returns "
+                   f"{', '.join(scored)}; give both one name")
+            expect(bool(np.isfinite(scored[metric])), f"task {name}: score gives {metric} "
+                   f"{scored[metric]} for an untrained model; return a finite number")
+        if task.baseline is not None:
+            raw, size = np.asarray(task.baseline("test")), task.examples("test").num_examples
+            expect(raw.ndim == 2 and len(raw) == size and bool(np.isfinite(raw).all()),
+                   f"task {name}: baseline gives {raw.dtype}{list(raw.shape)}; return finite "
+                   f"numbers [{size}, d], a row for every example of the split")
+
+
+def _score(subject: Subject, task: Task) -> Scores:
+    """What the task says of an untrained model's predictions for a few examples."""
+    model = subject.model_of("tiny", **task.options)
+    params = jax.jit(model.init)(jax.random.key(0))
+    source, true = task.examples("validation"), truth(task, "validation")
+    batch, indices = make_batch(source, BATCH_SIZE), spread(source, BATCH_SIZE)
+    if task.candidates is None or model.score is None:
+        predictions = np.asarray(jax.jit(model.predict)(params, batch))
+    else:
+        score = jax.jit(model.score)  # candidates x [batch] -> [batch, candidates]
+        predictions = np.stack([score(params, one) for one in task.candidates(batch)], axis=1)
+    chosen = [true[i] for i in indices]
+    return task.score(predictions, chosen if task.references else np.asarray(chosen))
 
 
 def check_features(subject: Subject) -> None:
@@ -26,15 +71,23 @@ def check_features(subject: Subject) -> None:
     size = len(subject.batch[EXAMPLE_MASK])
     expect(features.ndim == 2 and features.shape[0] == size and features.dtype == np.float32,
            f"features are {features.dtype}{list(features.shape)}; return float32 [{size}, d]")
-    expect(bool(np.isfinite(features).all()), "features are not finite")
-    back = {k: v[::-1] for k, v in subject.batch.items()}
-    turned = np.asarray(jax.jit(subject.model.features)(subject.params, back))[::-1]
-    expect(bool(np.allclose(features, turned, rtol=RTOL, atol=1e-5)),
-           "features of an example depend on the rest of its batch; let none see another")
+    found = {"upstream": features} | {
+        f"task {name}": jax.jit(subject.model.features)(
+            subject.params, make_batch(task.examples("test"), 4))
+        for name, task in subject.tasks.items() if "few_shot" in task.kinds}
+    for name, values in found.items():
+        expect(bool(np.isfinite(values).all()), f"features of {name}'s examples are not finite; "
+               "look for a division by 0, a logarithm or a root at initialisation")
+    # Others beside it, at another place, in a smaller batch:
+    few = {k: v[::-2] for k, v in subject.batch.items()}
+    others = np.asarray(jax.jit(subject.model.features)(subject.params, few))
+    expect(bool(np.allclose(features[::-2], others, rtol=RTOL, atol=1e-5)),
+           "features of an example depend on the rest of its batch (its mean or another "
+           "statistic, the example's place); let none see another")
 
 
 def check_labels_do_not_leak(subject: Subject) -> None:
-    """Features and predictions of a task's example are the same whatever its label says."""
+    """Features and predictions of a task's example do not read `batch["label"]`."""
     for name, task in subject.tasks.items():
         if task.num_classes is None:
             continue
@@ -43,11 +96,15 @@ def check_labels_do_not_leak(subject: Subject) -> None:
         params = jax.jit(model.init)(jax.random.key(0))
         batch = make_batch(task.examples("test"), 4)
         other = {**batch, "label": (batch["label"] + 1) % task.num_classes}
-        for what in ("features", "predict") if "fine_tune" in task.kinds else ("features",):
+        said = {"features": "the features change", "predict": "the predictions change"}
+        for what, words in said.items():
+            if what == "predict" and "fine_tune" not in task.kinds:
+                continue
             apply = jax.jit(getattr(model, what))
-            same = np.allclose(apply(params, batch), apply(params, other), rtol=RTOL)
-            expect(same, f"task {name}: {what} changes with the label of the example; "
-                   "let it read the inputs only")
+            same = np.allclose(apply(params, batch), apply(params, other), rtol=RTOL,
+                               equal_nan=True)
+            expect(same, f"task {name}: {words} with the label of the example; "
+                   "read the inputs only")
 
 
 def check_adapt(subject: Subject) -> None:

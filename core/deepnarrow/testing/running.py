@@ -73,7 +73,8 @@ def check_arrangements_agree(subject: Subject) -> None:
             expect(bool(off <= KINK * size + RTOL * whole),
                    f"{name} the gradient of {name_of(path)} is another one while training, by "
                    f"{off:.2g} where its norm is {size:.2g}; let an example's loss depend on no "
-                   "other example, and return sums")
+                   "other example (no statistics of the batch), return sums, and draw nothing at "
+                   "random where dropout_rate is 0, nor by anything but `key`")
 
 
 def check_training_resumes(subject: Subject) -> None:

@@ -108,7 +108,7 @@ class Subject:
 
     @functools.cached_property
     def batch(self) -> Batch:
-        """The first examples of upstream's training split."""
+        """Examples spread over upstream's training split: of several classes if it is sorted."""
         return make_batch(self.upstream.train, BATCH_SIZE)
 
     def shape(self, text: str) -> NamedShape:
@@ -162,10 +162,15 @@ def load(source: Source, index: int, seed: int = 0) -> Example:
 
 
 def make_batch(source: Source, size: int, seed: int = 0) -> Batch:
-    """Returns examples 0, 1, ... as a batch, around the end if there are fewer."""
-    examples = [load(source, i % source.num_examples, seed) for i in range(size)]
+    """Returns examples spread over the source as a batch, some again if there are fewer."""
+    examples = [load(source, i, seed) for i in spread(source, size)]
     batch = {name: np.stack([np.asarray(one[name]) for one in examples]) for name in examples[0]}
     return {**batch, EXAMPLE_MASK: np.ones(size, np.float32)}
+
+
+def spread(source: Source, count: int) -> list[int]:
+    """Returns `count` indices over the whole source, the first and the last among them."""
+    return np.linspace(0, source.num_examples - 1, count).astype(int).tolist()
 
 
 def leaves_by_path(tree: Any) -> dict[tuple[str, ...], Any]:
