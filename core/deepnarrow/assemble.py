@@ -73,7 +73,8 @@ def _fill(
     return stacks
 
 
-def _check_bound(modality: Modality, architecture: BoundArchitecture) -> None:
+def check_bound(modality: Modality, architecture: BoundArchitecture) -> None:
+    """Raises `NotApplicable` where it is bound to another modality or cannot be used here."""
     if architecture.modality != modality.name:
         raise NotApplicable(f"architecture {architecture.name!r}", "is bound to another modality",
                             got=modality.name, expected=architecture.modality)
@@ -88,7 +89,7 @@ def make_model(
 ) -> Model:
     """Returns the model of `shape` in `modality`, built of `architecture`; imports JAX."""
     if isinstance(architecture, BoundArchitecture):
-        _check_bound(modality, architecture)
+        check_bound(modality, architecture)
         return architecture.make_model(shape, options)
     return modality.assemble(shape, options, build_stacks(modality, architecture, shape, options))
 
@@ -102,7 +103,7 @@ def count_costs(
     """
     specs = modality.stack_specs(shape, options)
     if isinstance(architecture, BoundArchitecture):
-        _check_bound(modality, architecture)
+        check_bound(modality, architecture)
         costs = architecture.count_costs(shape, options)
     else:
         costs = modality.count_frame(shape, options)

@@ -328,11 +328,22 @@ def _register(manager: pluggy.PluginManager, module: object, info: PluginInfo) -
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
         _forget(manager, module, info.name)
-        return plugin.refused(error)
+        return plugin.refused(_misspelt(module) or error)
     if not manager.get_hookcallers(module):
         _forget(manager, module, info.name)
         return plugin.refused("registers no hooks: are they decorated with deepnarrow.hookimpl?")
     return dataclasses.replace(plugin, module=module)
+
+
+def _misspelt(module: types.ModuleType) -> str | None:
+    """Says which decorated function of `module` is no hook, and what it may have meant."""
+    hooks = [name for name in vars(hookspecs) if name.startswith("deepnarrow_")]
+    for name, value in vars(module).items():
+        if (isinstance(value, types.FunctionType) and hasattr(value, f"{hookspecs.PROJECT}_impl")
+                and name not in hooks):
+            near = suggest(name, hooks)
+            return f"{shorten(name)} is no hook" + (f": did you mean {near}?" if near else "")
+    return None
 
 
 def _is_wrapper(function: types.FunctionType) -> bool:

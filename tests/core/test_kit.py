@@ -277,7 +277,7 @@ FAULTS = {
     "features that are no numbers": ("features", "are not finite", lambda: with_model(
         lambda model, shape, options: {"features": lambda params, batch: (
             model.features(params, batch) * jnp.nan)})),
-    "features know the label": ("labels_do_not_leak", "features change with the label", lambda: with_model(
+    "features know the label": ("labels_do_not_leak", "features change with", lambda: with_model(
         lambda model, shape, options: {"features": lambda params, batch: (
             model.features(params, batch) + 0.1 * batch["label"][:, None])})),
     "a head of the old size": ("adapt", "make a new head", lambda: dataclasses.replace(
@@ -380,8 +380,20 @@ def test_an_expected_failure_is_run_and_one_that_passes_is_told():
 def test_the_command_says_what_is_wrong_with_bad_arguments(capsys):
     assert main(["check", "absent"]) == 2
     assert "absent" in capsys.readouterr().err
+    assert main(["check", "vision_vit", "--only", "axes,adap"]) == 2
+    assert "no check has that name (got 'adap'). Hint: did you mean adapt?" in (
+        capsys.readouterr().err)
+    assert main(["check", "text_t5", "--architecture", "big_vision_vit"]) == 2
+    assert "is bound to another modality" in capsys.readouterr().err
     assert main(["check", "vision_vit", "--set", "upstrem=x"]) == 2
     assert "upstream" in capsys.readouterr().err
+
+
+def test_some_checks_are_run_alone(capsys):
+    assert main(["check", "vision_vit", "--only", "axes,registration", "--json"]) == 0
+    ran = capsys.readouterr()
+    assert [c["name"] for c in json.loads(ran.out)["checks"]] == ["registration", "axes"]
+    assert "  2/2     passed" in ran.err
 
 
 @pytest.mark.slow

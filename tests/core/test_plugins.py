@@ -217,7 +217,8 @@ BROKEN = {
     "raises": ("raise RuntimeError('two\\nlines')\n", "import failed: RuntimeError: two lines"),
     "misspells a hook": ("from deepnarrow.hookspecs import hookimpl\n@hookimpl\n"
                          "def deepnarrow_register_modalites():\n    return []\n",
-                         "deepnarrow_register_modalites"),
+                         "deepnarrow_register_modalites is no hook: did you mean "
+                         "deepnarrow_register_modalities?"),
     "forgets to decorate": (GOOD.format(name="audio").replace("@hookimpl", ""),
                             "deepnarrow_register_modalities is not decorated with "
                             "deepnarrow.hookimpl"),

@@ -1,7 +1,7 @@
 """The command line: `deepnarrow COMMAND ...`; one module a command, imported when it is called.
 
 Exit codes: 0 done, 1 a bug (traceback), or everything failed, 2 bad input, 3 diverged (`train`),
-70 hung (run it again), 75 stopped on request (run it again).
+4 a check failed (`check`), 70 hung (run it again), 75 stopped on request (run it again).
 """
 
 from __future__ import annotations

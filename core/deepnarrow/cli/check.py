@@ -19,10 +19,11 @@ EXIT_FAILED = 4
 
 
 def run(options: argparse.Namespace) -> Output:
-    """Runs every check of the kit on one modality."""
+    """Runs every check of the kit on one modality, or some."""
     from deepnarrow.environment import enable_compilation_cache
     from deepnarrow.settings import Report, parse_settings
-    from deepnarrow.testing import check_modality, fake_devices, make_subject
+    from deepnarrow.testing import CHECKS, check_modality, fake_devices, make_subject
+    from deepnarrow.testing.run import known_checks
 
     report = Report("")
     data: dict[str, Any] = {}
@@ -32,13 +33,16 @@ def run(options: argparse.Namespace) -> Output:
             table_ = table_.setdefault(str(key), {})
         table_[str(keys[-1])] = value
     report.raise_any()
+    only = () if options.only is None else tuple(options.only.split(","))
+    known_checks("deepnarrow check --only", only)
     subject = make_subject(options.modality, options.architecture, data)
     subject.data_options  # noqa: B018 - bad settings are an error of the user's, not a failed check
     enable_compilation_cache()
     fake_devices()
     numbers = itertools.count(1)
-    results = check_modality(subject, on_fail="return",
-                             on_result=lambda result: _say(next(numbers), result))
+    total = len(set(only) or CHECKS)
+    results = check_modality(subject, only=only, on_fail="return",
+                             on_result=lambda result: _say(next(numbers), total, result))
     failed = [result for result in results if not result.ok]
     if subject.left_out:
         print(f"note: {len(subject.left_out)} tasks are not checked, for want of their data: "
@@ -50,10 +54,8 @@ def run(options: argparse.Namespace) -> Output:
                   EXIT_FAILED if failed else 0)
 
 
-def _say(number: int, result: CheckResult) -> None:
-    from deepnarrow.testing import CHECKS
-
-    print(f"{number:>3}/{len(CHECKS)} {result.outcome:>10} {result.seconds:6.1f} s  {result.name}",
+def _say(number: int, total: int, result: CheckResult) -> None:
+    print(f"{number:>3}/{total} {result.outcome:>10} {result.seconds:6.1f} s  {result.name}",
           file=sys.stderr, flush=True)
 
 

@@ -373,6 +373,8 @@ def _check(parser: Parser) -> None:
     parser.add_argument("modality", metavar="MODALITY", help="deepnarrow list modalities")
     parser.add_argument("--architecture", metavar="NAME", action=Once, default="transformer",
                         help="what fills its stacks (default: transformer)")
+    parser.add_argument("--only", metavar="CHECK[,...]", action=Once,
+                        help="run these checks and no others (default: all)")
     _set(parser, "OPTION=VALUE", "a data option, e.g. where its files are; several may be given")
 
 

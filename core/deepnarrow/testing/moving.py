@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deepnarrow.errors import NotApplicable
+from deepnarrow.errors import NotApplicable, shorten
 from deepnarrow.modality import EXAMPLE_MASK, Scores, Task
 from deepnarrow.testing.subject import (
     BATCH_SIZE,
@@ -37,7 +37,7 @@ def check_metrics(subject: Subject) -> None:
                 scored = _score(subject, task).metrics
             except Exception as error:
                 expect(False, f"task {name}: scoring {BATCH_SIZE} predictions raises "
-                       f"{type(error).__name__}: {error}; mend the task's score, or what it gets")
+                       f"{type(error).__name__}: {shorten(error, 300)}; mend the task's score, or what it gets")
             metric = task.metric.name
             expect(metric in scored, f"task {name}: its metric is {metric!r} and score returns "
                    f"{', '.join(scored)}; give both one name")
@@ -56,13 +56,14 @@ def _score(subject: Subject, task: Task) -> Scores:
     params = jax.jit(model.init)(jax.random.key(0))
     source, true = task.examples("validation"), truth(task, "validation")
     batch, indices = make_batch(source, BATCH_SIZE), spread(source, BATCH_SIZE)
-    if task.candidates is None or model.score is None:
-        predictions = np.asarray(jax.jit(model.predict)(params, batch))
+    if task.candidates is None:
+        predictions = jax.jit(model.predict)(params, batch)
+    elif model.score is None:
+        raise NotApplicable(f"task {task.name!r}", "ranks candidates, but the model has no score")
     else:
-        score = jax.jit(model.score)  # candidates x [batch] -> [batch, candidates]
-        predictions = np.stack([score(params, one) for one in task.candidates(batch)], axis=1)
+        predictions = jax.jit(model.score)(params, batch, task.candidates(batch))
     chosen = [true[i] for i in indices]
-    return task.score(predictions, chosen if task.references else np.asarray(chosen))
+    return task.score(np.asarray(predictions), chosen if task.references else np.asarray(chosen))
 
 
 def check_features(subject: Subject) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from deepnarrow.errors import InputError, shorten, suggest
@@ -45,40 +45,42 @@ class CheckResult:
         return self.outcome in ("passed", "expected")
 
 
-def modality_checks(subject: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yields every check of a modality: its name and a function that raises `CheckFailed`."""
+def modality_checks(
+    subject: Subject, only: Sequence[str] = ()
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yields every check of a modality, or those named: a name, what raises `CheckFailed`."""
     for name, check in CHECKS.items():
-        yield name, functools.partial(_quickly, check, subject)
+        if not only or name in only:
+            yield name, functools.partial(_quickly, check, subject)
 
 
 def check_modality(
     modality: str | Modality | Subject,
     *,
+    only: Sequence[str] = (),
     expected_failures: Mapping[str, str] | None = None,
     on_fail: Literal["raise", "return"] = "raise",
     on_result: Callable[[CheckResult], None] | None = None,
 ) -> list[CheckResult]:
-    """Runs every check of a modality.
+    """Runs every check of a modality, or some.
 
     Args:
       modality: registered by that name, given, or a subject with an architecture and data options.
+      only: names of the checks to run; empty for all.
       expected_failures: check -> reason why it cannot pass yet. It is run all the same.
       on_fail: raise at the first that is not as expected, or return all results.
       on_result: called after each check.
 
     Raises:
       CheckFailed: a check failed, or one passed that was expected to fail.
-      InputError: `expected_failures` names no check.
+      InputError: `only` or `expected_failures` names no check.
     """
     subject = modality if isinstance(modality, Subject) else make_subject(modality)
     expected = expected_failures or {}
-    for name in expected:
-        if name not in CHECKS:
-            near = suggest(name, CHECKS)
-            raise InputError("expected_failures", "no check has that name", got=name,
-                             hint=f"did you mean {near}?" if near else None)
+    known_checks("only", only)
+    known_checks("expected_failures", expected)
     results = []
-    for name, check in modality_checks(subject):
+    for name, check in modality_checks(subject, only):
         result = _run(name, check, expected.get(name))
         broken = [r.name for r in results if r.outcome == "failed" and r.name in FOUNDATIONS]
         if result.outcome == "failed" and broken:
@@ -91,6 +93,16 @@ def check_modality(
         if on_fail == "raise" and not result.ok:
             raise CheckFailed(f"check_{name}: {result.message}")
     return results
+
+
+def known_checks(where: str, names: Iterable[str]) -> None:
+    """Raises `InputError` where a name is no check's."""
+    for name in names:
+        if name not in CHECKS:
+            near = suggest(name, CHECKS)
+            raise InputError(where, "no check has that name", got=repr(shorten(name)),
+                             expected=None if near else f"one of {', '.join(CHECKS)}",
+                             hint=f"did you mean {near}?" if near else None)
 
 
 def parametrize_with_checks(modalities: Sequence[str | Modality | Subject]) -> Any:

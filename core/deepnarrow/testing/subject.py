@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepnarrow.assemble import check_operators, count_costs, make_model
+from deepnarrow.assemble import check_bound, check_operators, count_costs, make_model
 from deepnarrow.config import resolve_options
 from deepnarrow.errors import InputError, NotApplicable, ShapeError
 from deepnarrow.modality import (
     EXAMPLE_MASK,
     AnyArchitecture,
     Batch,
+    BoundArchitecture,
     Costs,
     Example,
     Modality,
@@ -148,12 +149,16 @@ def make_subject(
 
     Raises:
       InputError: no modality or architecture has that name.
+      NotApplicable: the architecture is bound to another modality, or cannot be used here.
     """
     found = registry()
     one = found.modality(modality) if isinstance(modality, str) else modality
     if one.name not in found.modalities:
         found = dataclasses.replace(found, modalities={**found.modalities, one.name: one})
-    return Subject(one, found.architecture(architecture), found, data or {})
+    filling = found.architecture(architecture)
+    if isinstance(filling, BoundArchitecture):
+        check_bound(one, filling)
+    return Subject(one, filling, found, data or {})
 
 
 def load(source: Source, index: int, seed: int = 0) -> Example:
