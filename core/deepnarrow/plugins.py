@@ -117,6 +117,7 @@ class PluginInfo:
       module: where its hooks are.
       names: what it registers, or would, by kind: `{"modalities": ("text",), ...}`; tasks are named
         `modality/task`.
+      cause: what the plugin raised, with its traceback, for `--debug`.
     """
 
     name: str
@@ -125,6 +126,7 @@ class PluginInfo:
     error: str | None = None
     module: str = ""
     names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    cause: BaseException | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +254,9 @@ class _Plugin:
     def refused(self, error: Exception | str) -> _Plugin:
         """This plugin as unavailable, with the reason on one line."""
         text = " ".join(str(error).removeprefix(": ").split())
-        return dataclasses.replace(self, info=dataclasses.replace(self.info, error=text))
+        cause = error.__cause__ if isinstance(error, Exception) else None
+        return dataclasses.replace(self, info=dataclasses.replace(
+            self.info, error=text, cause=cause))
 
 
 def _where(info: PluginInfo) -> str:
@@ -468,7 +472,7 @@ def _get(kind: str, found: Mapping[str, T], name: str, plugins: Sequence[PluginI
     broken = [p for p in plugins if p.error]
     for plugin in broken:
         if name in (plugin.name, *plugin.names.get(kinds[kind], ())):
-            raise PluginError(_where(plugin), f"is unavailable: {plugin.error}")
+            raise PluginError(_where(plugin), f"is unavailable: {plugin.error}") from plugin.cause
     near = suggest(name, found)
     hint = f"did you mean {near}?" if near else "deepnarrow list shows what is there"
     if broken and not near:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 import types
 
 import pytest
@@ -258,6 +259,15 @@ def test_a_broken_plugin_is_contained(install, fault):
     assert expected in str(e.value)
     with pytest.raises(PluginError, match="plugin 'broken' of acme-broken: "):
         load_plugins(points, strict=True)
+
+
+def test_the_authors_traceback_comes_with_the_error(install):
+    registry = load_plugins(install("acme-broken", {"broken": "x = 1\nraise RuntimeError('oh')\n"}))
+    with pytest.raises(PluginError) as caught:
+        registry.modality("broken")
+    cause = caught.value.__cause__
+    assert isinstance(cause, RuntimeError)
+    assert traceback.extract_tb(cause.__traceback__)[-1].lineno == 2
 
 
 def test_a_plugin_that_hangs_is_named_while_it_does(install, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from deepnarrow.modality import EXAMPLE_MASK, Scores, Task
 from deepnarrow.testing.subject import (
     BATCH_SIZE,
     RTOL,
+    CheckFailed,
     Subject,
     expect,
     leaves_by_path,
@@ -36,8 +37,9 @@ def check_metrics(subject: Subject) -> None:
             try:
                 scored = _score(subject, task).metrics
             except Exception as error:
-                expect(False, f"task {name}: scoring {BATCH_SIZE} predictions raises "
-                       f"{type(error).__name__}: {shorten(error, 300)}; mend the task's score, or what it gets")
+                raise CheckFailed(f"task {name}: scoring {BATCH_SIZE} predictions raises "
+                                  f"{type(error).__name__}: {shorten(error, 300)}; mend the task's "
+                                  "score, or what it gets") from error
             metric = task.metric.name
             expect(metric in scored, f"task {name}: its metric is {metric!r} and score returns "
                    f"{', '.join(scored)}; give both one name")
