@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from deepnarrow.testing import (
     make_subject,
     modality_checks,
 )
+from deepnarrow.testing.subject import BATCH_SIZE
 
 RIGHT = toy.toy_modality()
 
@@ -139,6 +141,11 @@ def batch_statistics(batch):
     return 1 + jnp.mean(jnp.arange(len(batch["inputs"])) * jnp.sum(batch["inputs"], axis=(1, 2)))
 
 
+def stray_dropout(batch):
+    kept = jax.random.bernoulli(jax.random.key(0), 0.5, (len(batch["inputs"]),))
+    return 1 + jnp.mean(kept * jnp.arange(len(kept)))
+
+
 def host_noise(batch, draws=itertools.count()):  # noqa: B008 - the very fault
     # A number of the trace: another program draws another. Only the loop gives ids.
     return 1.0 + 0.1 * next(draws) if "example_id" in batch else 1.0
@@ -229,6 +236,16 @@ FAULTS = {
         score=lambda task: lambda predictions, labels: {}["accuracy"])),
     "a score of nothing": ("metrics", "finite number", lambda: with_task(
         score=lambda task: lambda predictions, labels: Scores({"accuracy": np.nan}, None))),
+    "a baseline that raises": ("metrics", "mend the task's baseline", lambda: with_task(
+        baseline=lambda task: lambda split: undefined)),  # pyright: ignore[reportUndefinedVariable]
+    "features of a task's examples that are no numbers": (
+        "features", "task toy_task's examples are not finite", lambda: with_model(
+            lambda model, shape, options: {"features": lambda params, batch: (
+                model.features(params, batch) * jnp.where(
+                    len(batch["example_mask"]) < BATCH_SIZE, jnp.nan, 1.0))})),
+    "dropout that ignores the key and its rate": (
+        "arrangements_agree", "dropout that does not use `key`", lambda: with_training_loss(
+            stray_dropout)),
     "a baseline of fewer rows": ("metrics", "a row for every example", lambda: with_task(
         baseline=lambda task: lambda split: task.baseline(split)[1:])),
     "dropout of one key": ("dropout_follows_the_key", "draw dropout from `key`",
@@ -305,8 +322,6 @@ FAULTS = {
 
 
 def toy_key():
-    import jax
-
     return jax.random.key(7)
 
 

@@ -46,7 +46,13 @@ def check_metrics(subject: Subject) -> None:
             expect(bool(np.isfinite(scored[metric])), f"task {name}: score gives {metric} "
                    f"{scored[metric]} for an untrained model; return a finite number")
         if task.baseline is not None:
-            raw, size = np.asarray(task.baseline("test")), task.examples("test").num_examples
+            size = task.examples("test").num_examples
+            try:
+                raw = np.asarray(task.baseline("test"))
+            except Exception as error:
+                raise CheckFailed(
+                    f"task {name}: baseline('test') raises {type(error).__name__}: "
+                    f"{shorten(error, 300)}; mend the task's baseline, or give None") from error
             expect(raw.ndim == 2 and len(raw) == size and bool(np.isfinite(raw).all()),
                    f"task {name}: baseline gives {raw.dtype}{list(raw.shape)}; return finite "
                    f"numbers [{size}, d], a row for every example of the split")

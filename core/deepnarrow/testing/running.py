@@ -74,7 +74,7 @@ def check_arrangements_agree(subject: Subject) -> None:
                    f"{name} the gradient of {name_of(path)} is another one while training, by "
                    f"{off:.2g} where its norm is {size:.2g}; let an example's loss depend on no "
                    "other example (no statistics of the batch), return sums, and draw nothing at "
-                   "random where dropout_rate is 0, nor by anything but `key`")
+                   "random where dropout_rate is 0 (look for dropout that does not use `key`)")
 
 
 def check_training_resumes(subject: Subject) -> None:
