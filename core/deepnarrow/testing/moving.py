@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,12 +36,8 @@ def check_metrics(subject: Subject) -> None:
            f"{', '.join(known)}; name one of these, or add it to LossOutput.metrics")
     for name, task in subject.tasks.items():
         if "fine_tune" in task.kinds:
-            try:
-                scored = _score(subject, task).metrics
-            except Exception as error:
-                raise CheckFailed(f"task {name}: scoring {BATCH_SIZE} predictions raises "
-                                  f"{type(error).__name__}: {shorten(error, 300)}; mend the task's "
-                                  "score, or what it gets") from error
+            scored = _told(f"task {name}: scoring {BATCH_SIZE} predictions",
+                           "score, or what it gets", _score, subject, task).metrics
             metric = task.metric.name
             expect(metric in scored, f"task {name}: its metric is {metric!r} and score returns "
                    f"{', '.join(scored)}; give both one name")
@@ -47,15 +45,20 @@ def check_metrics(subject: Subject) -> None:
                    f"{scored[metric]} for an untrained model; return a finite number")
         if task.baseline is not None:
             size = task.examples("test").num_examples
-            try:
-                raw = np.asarray(task.baseline("test"))
-            except Exception as error:
-                raise CheckFailed(
-                    f"task {name}: baseline('test') raises {type(error).__name__}: "
-                    f"{shorten(error, 300)}; mend the task's baseline, or give None") from error
+            raw = _told(f"task {name}: baseline('test')", "baseline, or give None",
+                        lambda make: np.asarray(make("test")), task.baseline)
             expect(raw.ndim == 2 and len(raw) == size and bool(np.isfinite(raw).all()),
                    f"task {name}: baseline gives {raw.dtype}{list(raw.shape)}; return finite "
                    f"numbers [{size}, d], a row for every example of the split")
+
+
+def _told(what: str, remedy: str, make: Callable[..., Any], *args: Any) -> Any:
+    """Calls `make`, which is the author's; what it raises is a failure that says whose it is."""
+    try:
+        return make(*args)
+    except Exception as error:
+        raise CheckFailed(f"{what} raises {type(error).__name__}: {shorten(error, 300)}; mend the "
+                          f"task's {remedy}") from error
 
 
 def _score(subject: Subject, task: Task) -> Scores:
