@@ -12,7 +12,7 @@ from pathlib import Path
 from deepnarrow.errors import InputError, PluginError
 
 # Packages whose lines on the way to an error are not the author's.
-_CARRIERS = {"deepnarrow", "pluggy", "importlib"}
+_CORE, _CARRIERS = str(Path(__file__).parent), {"pluggy", "importlib"}
 PATIENCE = 10.0  # seconds that a plugin may load before its name is told
 
 
@@ -35,7 +35,7 @@ def _place(error: BaseException) -> str:
         return ""
     lines = [f" ({Path(frame.filename).name}, line {frame.lineno})"
              for frame in traceback.extract_tb(error.__traceback__)
-             if not frame.filename.startswith("<")
+             if not frame.filename.startswith(("<", _CORE))
              and not _CARRIERS & set(Path(frame.filename).parts)]
     return lines[-1] if lines else ""
 
