@@ -7,11 +7,11 @@ transferred to telling which package a docstring is from (labels by the library'
 a ViT pre-trained on five of scikit-learn's handwritten digits, laid on a larger canvas and turned
 by quarters, then transferred to the other five. No network; vocabulary and programs are cached.
 
-Time: 7 to 8 minutes on 2 CPU cores with nothing cached, under 1.4 GB of memory.
-Expect (mean of two seeds, Python 3.11): text upstream loss 3.87 to 3.95, fine-tuned accuracy 0.68
-to 0.77 (majority 0.20); vision upstream loss 0.71 to 1.49, 10-shot probe 0.28 to 0.47 (untrained
-0.23, raw pixels 0.28, chance 0.20), fine-tuned 0.56 to 0.78. The deep-narrow shape is the worst of
-each. Pre-trained text features do not beat untrained ones: 300 steps are too few.
+Time: 8 to 11 minutes on 2 CPU cores with nothing cached, under 1.4 GB of memory.
+Expect (mean of two seeds, Python 3.11): text upstream loss 3.88 to 3.97, fine-tuned accuracy 0.68
+to 0.74 (majority 0.21); vision upstream loss 0.75 to 1.41, 10-shot probe 0.29 to 0.47 (untrained
+0.23, raw pixels 0.28, chance 0.20), fine-tuned 0.55 to 0.75. The deep-narrow shape is the worst of
+each. Pre-trained text features hardly beat untrained ones: 300 steps are too few.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Raised by every change of the code that changes what a trial gives: records made before it no
-# longer count as finished.
+# Raised by every change of the code that changes what a trial gives by more than rounding, which
+# differs between processors too: records made before it no longer count as finished.
 REVISION = 4
 
 
