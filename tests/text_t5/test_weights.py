@@ -209,24 +209,24 @@ def rewrite(folder, change):
     write_safetensors(folder / "model.safetensors", arrays)
 
 
-def imported(folder, run_dir):
+def params_of(folder, run_dir):
     import_checkpoint("text_t5", "huggingface", folder, run_dir, registry())
     return load_params(run_dir, registry())
 
 
 def test_an_untied_table_is_refused_and_a_tied_copy_is_not(hugging_face, tmp_path):
-    without = imported(hugging_face, tmp_path / "without")
+    without = params_of(hugging_face, tmp_path / "without")
     rewrite(hugging_face, lambda a: a.update({"lm_head.weight": a["shared.weight"] + 1}))
     refuse(hugging_face, "huggingface", "lm_head.weight': differ from the shared table")
     rewrite(hugging_face, lambda a: a.update({"lm_head.weight": a["shared.weight"]}))
-    jax.tree.map(np.testing.assert_array_equal, imported(hugging_face, tmp_path / "with"), without)
+    jax.tree.map(np.testing.assert_array_equal, params_of(hugging_face, tmp_path / "with"), without)
 
 
 def test_the_bias_that_no_layer_of_old_releases_uses_is_left_out(hugging_face, tmp_path):
     name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-    without = imported(hugging_face, tmp_path / "without")
+    without = params_of(hugging_face, tmp_path / "without")
     rewrite(hugging_face, lambda a: a.update({name: np.ones((8, 3), np.float32)}))
-    jax.tree.map(np.testing.assert_array_equal, imported(hugging_face, tmp_path / "with"), without)
+    jax.tree.map(np.testing.assert_array_equal, params_of(hugging_face, tmp_path / "with"), without)
 
 
 @pytest.mark.parametrize("flag", ["share_heads", "share_kv"])
