@@ -7,7 +7,7 @@ transferred to telling which package a docstring is from (labels by the library'
 a ViT pre-trained on five of scikit-learn's handwritten digits, laid on a larger canvas and turned
 by quarters, then transferred to the other five. No network; vocabulary and programs are cached.
 
-Time: 8 to 11 minutes on 2 CPU cores with nothing cached, under 1.4 GB of memory.
+Time: 10 to 11 minutes on 2 CPU cores with nothing cached, under 1.4 GB of memory.
 Expect (mean of two seeds, Python 3.11): text upstream loss 3.88 to 3.97, fine-tuned accuracy 0.68
 to 0.74 (majority 0.21); vision upstream loss 0.75 to 1.41, 10-shot probe 0.29 to 0.47 (untrained
 0.23, raw pixels 0.28, chance 0.20), fine-tuned 0.55 to 0.75. The deep-narrow shape is the worst of
